@@ -1,0 +1,67 @@
+# rose_d2: every target makes the environment it needs. `make help` lists the targets.
+
+# Optional: the interpreter (PYTHON=python3.12), where detectron2 comes from (DETECTRON2=git or
+# wheel; empty keeps what is there), and more arguments for the command of a target (ARGS='...').
+PYTHON ?=
+DETECTRON2 ?=
+ARGS ?=
+VENV_PYTHON = .venv/bin/python
+TINY = --config-file configs/rose_tiny.yaml
+TINY_WEIGHTS = MODEL.WEIGHTS checkpoints/rose_tiny/model.safetensors
+
+.PHONY: help setup demo test lint format train-tiny eval-tiny
+
+help:
+	@echo "make demo        segment and name eight clip-art images; pictures in output/demo"
+	@echo "make test        run the tests (ARGS='-k name' for some of them)"
+	@echo "make setup       only the environment: .venv with pinned dependencies and detectron2"
+	@echo "make lint        ruff and mypy, as CI runs them"
+	@echo "make format      let ruff format and fix what it can"
+	@echo "make train-tiny  train configs/rose_tiny.yaml on the clip-art benchmark"
+	@echo "make eval-tiny   benchmark the shipped tiny checkpoint on the clip-art benchmark"
+	@echo "Options: PYTHON=python3.12 (3.10 to 3.13), DETECTRON2=git|wheel, ARGS='...'"
+
+setup:
+	@found=; \
+	for python in $${PYTHON:-.venv/bin/python python3 python3.13 python3.12 python3.11 python3.10}; do \
+	  version=$$("$$python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null) || continue; \
+	  case "$$version" in \
+	    3.10.*|3.11.*|3.12.*|3.13.*) \
+	      if "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	        exec "$$python" tools/setup_env.py $${PYTHON:+--this-python} --detectron2="$$DETECTRON2"; \
+	      fi; \
+	      found="$$found, $$python is $$version without venv and pip" ;; \
+	    *) found="$$found, $$python is $$version" ;; \
+	  esac; \
+	done; \
+	found=$${found#, }; \
+	echo "set-up: no Python 3.10 to 3.13 with venv and pip here ($${found:-$${PYTHON:-python3} does not run}): install one" \
+	  "(Debian, Ubuntu: sudo apt install python3 python3-venv) or name it, e.g. make setup PYTHON=/path/to/python3.12" >&2; \
+	exit 1
+
+demo: setup
+	$(VENV_PYTHON) datasets/prepare_clipart.py --images-only output/demo/images
+	$(VENV_PYTHON) demo/demo.py $(TINY) --input output/demo/images --output output/demo $(ARGS) \
+	  --opts $(TINY_WEIGHTS)
+	@echo "The result is in output/demo: a picture per image, a contact sheet and predictions.json"
+
+train-tiny: setup
+	$(VENV_PYTHON) datasets/prepare_clipart.py
+	$(VENV_PYTHON) train_net.py $(TINY) $(ARGS)
+
+eval-tiny: setup
+	$(VENV_PYTHON) datasets/prepare_clipart.py
+	$(VENV_PYTHON) train_net.py $(TINY) --eval-only $(TINY_WEIGHTS) OUTPUT_DIR output/eval_tiny $(ARGS)
+	@echo "The numbers are above and, as JSON, in output/eval_tiny"
+
+test: setup
+	$(VENV_PYTHON) -m pytest $(ARGS)
+
+lint: setup
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m mypy
+
+format: setup
+	$(VENV_PYTHON) -m ruff check --fix .
+	$(VENV_PYTHON) -m ruff format .

@@ -1,0 +1,214 @@
+#!/usr/bin/env python
+"""Segment images with ROSE: every object and region with the name the model gives it."""
+
+import argparse
+import glob
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+EXAMPLES = """\
+examples:
+  a folder of images, everything in them, names chosen by the model:
+    python demo/demo.py --input photos/ --output output/photos
+
+  only countable objects, and only those the model is rather sure of:
+    python demo/demo.py --input photos/ --task instance --confidence-threshold 0.7
+
+  names from your own list:
+    python demo/demo.py --input 'photos/*.jpg' --vocabulary dog,cat,grass
+
+  one object, described in words:
+    python demo/demo.py --input photo.jpg --refer "the dog on the left"
+
+  another model, or other settings of it:
+    python demo/demo.py --config-file configs/rose_7b.yaml --input photos/ \\
+        --opts MODEL.WEIGHTS checkpoints/rose_7b.safetensors MODEL.DEVICE cuda
+
+Images that already have their result in the output folder are skipped, so an interrupted
+command is continued by typing it again. Exit status: 0 when every image was done, 1 when
+some could not be (they are listed at the end), 2 when the command itself is wrong.
+"""
+
+_IGNORED_FILES = ("thumbs.db", "desktop.ini")
+_RESULTS = ("overlays", "panoptic", "contact_sheet.jpg")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; names shared with detectron2's demo mean the same."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config-file",
+        default="configs/rose_tiny.yaml",
+        metavar="FILE",
+        help="default: %(default)s",
+    )
+    parser.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="image files, folders (their images, without sub-folders) or quoted globs "
+        "('photos/**/*.png' searches sub-folders)",
+    )
+    parser.add_argument(
+        "--output",
+        default="output/demo",
+        metavar="FOLDER",
+        help="receives overlays/, predictions.json, contact_sheet.jpg and, for the panoptic task, "
+        "panoptic/; default: %(default)s",
+    )
+    _add_question(parser)
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="images a step; default: %(default)s"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="redo images that are done")
+    parser.add_argument(
+        "--no-overlay", action="store_true", help="write no pictures, only predictions.json"
+    )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="changes to the config, must come last",
+    )
+    return parser
+
+
+def _add_question(parser: argparse.ArgumentParser) -> None:
+    """Add what to look for in the images."""
+    parser.add_argument(
+        "--task",
+        choices=("semantic", "instance", "panoptic"),
+        help="semantic: one mask a name; instance: countable objects; panoptic (default): both",
+    )
+    parser.add_argument("--refer", metavar="TEXT", help="segment the one object this describes")
+    parser.add_argument(
+        "--vocabulary", metavar="A,B,C", help="names to choose from; without it names are free"
+    )
+    parser.add_argument(
+        "--confidence-threshold",
+        type=float,
+        default=0.5,
+        metavar="SCORE",
+        help="smallest objectness of a segment, 0 to 1; --refer ignores it; default: %(default)s",
+    )
+
+
+def find_images(inputs: Sequence[str], output: Path) -> list[Path]:
+    """List the files that the user's paths, folders and globs stand for, each once.
+
+    Raises:
+        ValueError: an input does not exist or holds no image.
+    """
+    found: dict[Path, Path] = {}
+    for entry in inputs:
+        path = Path(entry).expanduser()
+        if path.is_dir():
+            files = _images_of_folder(path, output)
+        elif path.exists():
+            files = [path]
+        elif glob.has_magic(entry):
+            matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
+            files = [file for file in matches if _is_wanted(file, output)]
+        else:
+            raise ValueError(f"--input {entry!r} does not exist.")
+        if not files:
+            raise ValueError(f"--input {entry!r} matches no file.")
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
+
+
+def _images_of_folder(folder: Path, output: Path) -> list[Path]:
+    """All files of a folder, so that a damaged one is noticed, if any looks like an image."""
+    files = [file for file in sorted(folder.iterdir()) if _is_wanted(file, output)]
+    known = Image.registered_extensions()
+    if any(file.suffix.lower() in known for file in files):
+        return files
+    hint = f" To try every file in it and below: --input '{folder}/**/*'"
+    raise ValueError(f"there are no images in the folder {str(folder)!r}.{hint}")
+
+
+def _is_wanted(file: Path, output: Path) -> bool:
+    """Leave out folders, system files and pictures that an earlier run of this demo drew."""
+    hidden = file.name.startswith(".") or file.name.casefold() in _IGNORED_FILES
+    results = [(output / name).resolve() for name in _RESULTS]
+    drawn = any(path in results for path in (file.resolve(), *file.resolve().parents))
+    return file.is_file() and not hidden and not drawn
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Check what argparse cannot, before anything slow happens.
+
+    Raises:
+        ValueError: a value is out of range, or two options contradict each other.
+    """
+    if args.refer is not None:
+        if args.task is not None:
+            raise ValueError(f"--refer asks for one object, --task {args.task} for all: give one.")
+        if args.vocabulary is not None:
+            raise ValueError("--refer says what to look for, so it takes no --vocabulary.")
+        if not args.refer.strip():
+            raise ValueError('--refer is empty: say what to segment, as in --refer "the red car".')
+    if args.vocabulary is not None and not split_vocabulary(args.vocabulary):
+        raise ValueError("--vocabulary is empty: list names, as in --vocabulary dog,cat,grass.")
+    if not 0 <= args.confidence_threshold <= 1:
+        raise ValueError(f"--confidence-threshold {args.confidence_threshold} is not in 0 to 1.")
+    if args.batch_size < 1:
+        raise ValueError(f"--batch-size {args.batch_size} must be at least 1.")
+    if len(args.opts) % 2:
+        raise ValueError(f"--opts takes pairs of KEY VALUE, got {' '.join(args.opts)!r}.")
+    if not os.path.isfile(args.config_file):
+        raise ValueError(f"--config-file {args.config_file!r} does not exist.")
+    if os.path.exists(args.output) and not os.path.isdir(args.output):
+        raise ValueError(f"--output {args.output!r} is a file: give a folder.")
+
+
+def split_vocabulary(vocabulary: str) -> list[str]:
+    """Split "dog, cat,," into ["dog", "cat"], each name once."""
+    return list(dict.fromkeys(name.strip() for name in vocabulary.split(",") if name.strip()))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        check_options(args)
+        images = find_images(args.input, Path(args.output))
+        # Imported only now: PyTorch takes seconds to load, and mistakes are answered before.
+        here = Path(__file__).resolve().parent
+        sys.path[:0] = [
+            str(folder) for folder in (here, here.parent) if str(folder) not in sys.path
+        ]
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
+        from folder_run import FolderRun
+
+        run = FolderRun(
+            images,
+            output=Path(args.output),
+            config_file=args.config_file,
+            opts=args.opts,
+            task=args.task,
+            refer=args.refer,
+            candidates=split_vocabulary(args.vocabulary) if args.vocabulary else None,
+            min_score=args.confidence_threshold,
+            batch_size=args.batch_size,
+            overwrite=args.overwrite,
+            overlay=not args.no_overlay,
+        )
+    except (ValueError, OSError) as error:
+        print(f"demo.py: error: {error}", file=sys.stderr)
+        return 2
+    return run.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

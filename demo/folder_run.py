@@ -1,0 +1,248 @@
+"""One run of the demo: images in, pictures and a COCO-format file out, batch by batch."""
+
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from PIL import Image
+from tqdm import tqdm
+
+from rose_d2.config import add_rose_config
+from rose_d2.data.image_io import read_image
+from rose_d2.engine.predictions_file import PredictionsFile
+from rose_d2.engine.predictor import RosePredictor, find_weights, resolve_task
+from rose_d2.engine.provenance import config_hash, file_sha256
+from rose_d2.engine.segments import segments_from_output
+from rose_d2.structures.segment import Segment
+from rose_d2.visualization import RoseVisualizer, contact_sheet
+
+_SHEET_PICTURES = 40
+
+
+class FolderRun:
+    """Segments images and keeps on disk what every batch gave, so that it can be continued."""
+
+    def __init__(
+        self,
+        images: Sequence[Path],
+        *,
+        output: Path,
+        config_file: str,
+        opts: Sequence[str] = (),
+        task: str | None = None,
+        refer: str | None = None,
+        candidates: list[str] | None = None,
+        min_score: float = 0.5,
+        batch_size: int = 1,
+        overwrite: bool = False,
+        overlay: bool = True,
+    ) -> None:
+        """
+        Args:
+            images: files to segment.
+            output: folder of the results.
+            config_file: a ROSE config.
+            opts: changes to it, KEY VALUE KEY VALUE.
+            task: "semantic", "instance" or "panoptic" (default); None with `refer`.
+            refer: a referring expression.
+            candidates: names to choose from.
+            min_score: smallest objectness of a segment.
+            batch_size: images a call of the model.
+            overwrite: redo images that have their result.
+            overlay: draw pictures.
+
+        Raises:
+            ValueError: options or config do not fit, or `output` holds results of other settings.
+            OSError: config or weights do not exist.
+        """
+        self.output, self.overlay, self.batch_size = output, overlay, batch_size
+        self.task, self.min_score = resolve_task(task, refer, candidates), min_score
+        self.question = {"task": task, "refer": refer, "candidates": candidates}
+        cfg = load_config(config_file, opts, min_score)
+        info = {
+            "description": "Segments with their generated names, by ROSE (rose_d2)",
+            "task": self.task,
+            "refer": refer,
+            "vocabulary": candidates,
+            "confidence_threshold": min_score,
+            "config_hash": config_hash(cfg),
+            "weights_sha256": file_sha256(find_weights(cfg)),
+        }
+        path = output / "predictions.json"
+        self.predictions = PredictionsFile.open(path, info, overwrite=overwrite)
+        self.images = list(images)
+        self.todo = [image for image in images if overwrite or not self._is_done(image)]
+        self.failures: list[str] = []
+        self.predictor = RosePredictor(cfg) if self.todo else None
+
+    def run(self) -> int:
+        """Segment what is not done yet and report.
+
+        Returns:
+            The exit status: 0, 1 if images failed, 130 if it was interrupted.
+        """
+        interrupted = False
+        try:
+            self._segment_all()
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            self.predictions.save()
+        if self.overlay and self.todo:
+            self._write_contact_sheet()
+        self._report(interrupted)
+        return 130 if interrupted else int(bool(self.failures))
+
+    def _segment_all(self) -> None:
+        with tqdm(total=len(self.todo), desc=self.task, unit="image") as progress:
+            readable = self._read_all(progress)
+            while batch := list(itertools.islice(readable, self.batch_size)):
+                for (path, image), output in zip(batch, self._predict(batch), strict=True):
+                    if output is not None:
+                        self._keep(path, image, output)
+                self.predictions.save(always=False)
+                progress.update(len(batch))
+
+    def _read_all(self, progress: tqdm) -> Iterator[tuple[Path, np.ndarray]]:
+        for path in self.todo:
+            try:
+                image = read_image(str(path))
+            except (ValueError, OSError, MemoryError) as error:
+                self._fail(path, error)
+                progress.update()
+                continue
+            yield path, image
+
+    def _predict(self, batch: list[tuple[Path, np.ndarray]]) -> list[dict[str, Any] | None]:
+        """Outputs of a batch; None for an image that the model fails on even alone."""
+        try:
+            return self.predictor.predict_batch([image for _, image in batch], **self.question)
+        except (RuntimeError, ValueError, MemoryError) as error:
+            if len(batch) == 1:
+                self._fail(batch[0][0], error)
+                return [None]
+        return [self._predict([item])[0] for item in batch]
+
+    def _fail(self, path: Path, error: Exception) -> None:
+        reason = str(error) or type(error).__name__
+        self.failures.append(reason if str(path) in reason else f"{str(path)!r}: {reason}")
+
+    def _keep(self, path: Path, image: np.ndarray, output: dict[str, Any]) -> None:
+        segments = segments_from_output(output, self.task, self.min_score)
+        name = self._result_name(path)
+        # Pictures before the entry: an image counts as done only when it has them.
+        if self.overlay:
+            save_image(self._draw(image, segments), self.output / "overlays" / f"{name}.jpg")
+        if self.task == "panoptic":
+            ids = panoptic_ids(segments, image.shape[:2])
+            save_image(ids, self.output / "panoptic" / f"{name}.png")
+        self.predictions.add(file_name_of(path), image.shape[:2], segments, result_name=name)
+
+    def _draw(self, image: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
+        visualizer = RoseVisualizer(image)
+        if self.task == "referring" and segments:
+            mask = np.any([segment.mask for segment in segments], axis=0)
+            picture = visualizer.draw_referring(mask, self.question["refer"], segments[0].score)
+        else:
+            picture = visualizer.draw_segments(
+                [segment.mask for segment in segments],
+                [segment.category_name for segment in segments],
+                [segment.score for segment in segments],
+                is_thing=[segment.is_thing for segment in segments],
+            )
+        return picture.get_image()
+
+    def _is_done(self, path: Path) -> bool:
+        entry = self.predictions.find(file_name_of(path))
+        if entry is None:
+            return False
+        wanted = [f"overlays/{entry['result_name']}.jpg"] if self.overlay else []
+        wanted += [f"panoptic/{entry['result_name']}.png"] if self.task == "panoptic" else []
+        return all((self.output / file).is_file() for file in wanted)
+
+    def _result_name(self, path: Path) -> str:
+        """The stem of this image's result files, which no other image has, on any file system."""
+        entry = self.predictions.find(file_name_of(path))
+        if entry is not None:
+            return entry["result_name"]
+        taken = {other["result_name"].casefold() for other in self.predictions.images()}
+        numbered = (f"{path.stem}_{number}" for number in itertools.count(2))
+        names = itertools.chain([path.stem, f"{path.resolve().parent.name}_{path.stem}"], numbered)
+        return next(name for name in names if name.casefold() not in taken)
+
+    def _write_contact_sheet(self) -> None:
+        entries = (self.predictions.find(file_name_of(path)) for path in self.images)
+        shown = [entry for entry in entries if entry is not None][:_SHEET_PICTURES]
+        files = [self.output / "overlays" / f"{entry['result_name']}.jpg" for entry in shown]
+        pictures = []
+        for file in files:
+            with Image.open(file) as picture:
+                pictures.append(np.asarray(picture))
+        if pictures:
+            captions = [Path(entry["file_name"]).name for entry in shown]
+            save_image(contact_sheet(pictures, captions), self.output / "contact_sheet.jpg")
+
+    def _report(self, interrupted: bool) -> None:
+        done = sum(self._is_done(path) for path in self.todo)
+        earlier = len(self.images) - len(self.todo)
+        print(f"{done} images segmented" + (f", {earlier} were done before" if earlier else ""))
+        print(f"predictions:   {self.predictions.path}")
+        if self.overlay and done + earlier:
+            print(f"pictures:      {self.output / 'overlays'}")
+            print(f"contact sheet: {self.output / 'contact_sheet.jpg'}")
+        if self.failures:
+            print(f"{len(self.failures)} images could not be done:", file=sys.stderr)
+            for reason in self.failures:
+                print(f"  {reason}", file=sys.stderr)
+        if interrupted:
+            print("Interrupted; the same command continues.", file=sys.stderr)
+
+
+def load_config(config_file: str, opts: Sequence[str], min_score: float) -> CfgNode:
+    """Make the config of a file, changes to it and a score threshold.
+
+    Raises:
+        ValueError: a key does not exist, or a value does not fit it.
+        FileNotFoundError: the file or one it is based on does not exist.
+    """
+    cfg = get_cfg()
+    add_rose_config(cfg)
+    try:
+        cfg.merge_from_file(config_file)
+        cfg.merge_from_list(list(opts))
+    except (KeyError, ValueError, AssertionError, AttributeError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"the config {config_file!r} with --opts {' '.join(opts)!r} does not fit: {error}."
+        ) from error
+    cfg.TEST.SCORE_THRESH = cfg.TEST.PANOPTIC.SCORE_THRESH = min_score
+    cfg.freeze()
+    return cfg
+
+
+def file_name_of(path: Path) -> str:
+    """How predictions.json calls an image: relative to the working directory where possible."""
+    absolute = path.resolve()
+    here = Path.cwd()
+    return (absolute.relative_to(here) if here in absolute.parents else absolute).as_posix()
+
+
+def panoptic_ids(segments: Sequence[Segment], size: tuple[int, int]) -> np.ndarray:
+    """Colours (H, W, 3) of a COCO panoptic PNG: id = R + 256 G + 65536 B, 0 where nothing is."""
+    ids = np.zeros(size, dtype=np.int64)
+    for number, segment in enumerate(segments, start=1):
+        ids[segment.mask] = number
+    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
+
+
+def save_image(picture: np.ndarray, path: Path) -> None:
+    """Write a picture (H, W, 3) whole or not at all; the suffix chooses the format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{path.name}")
+    Image.fromarray(picture).save(partial, quality=92)
+    os.replace(partial, path)

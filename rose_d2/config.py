@@ -1,0 +1,210 @@
+"""Every configuration key of ROSE, with its default and its source."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_rose_config(cfg: CN) -> None:
+    """Add ROSE's keys to a detectron2 config, in place.
+
+    Defaults are the paper's values where the paper states one (section in the comment) and
+    otherwise the choices listed in the README. `configs/Base-ROSE.yaml` builds on them.
+
+    Args:
+        cfg: the node returned by `detectron2.config.get_cfg()`.
+    """
+    cfg.MODEL.META_ARCHITECTURE = "ROSE"
+    cfg.MODEL.BACKBONE.NAME = "LlavaOneVisionBackbone"
+    # Load weights whose keys do not match the model; missing parts keep their initial values.
+    cfg.MODEL.ALLOW_MISSING_KEYS = False
+    _add_lmm(cfg)
+    _add_trainable(cfg)
+    _add_heads(cfg)
+    _add_loss(cfg)
+    _add_input(cfg)
+    _add_solver(cfg)
+    _add_test(cfg)
+
+
+def _add_lmm(cfg: CN) -> None:
+    cfg.MODEL.LMM = CN()
+    # Hugging Face folder or hub name with weights; "" builds the sizes below with random weights.
+    cfg.MODEL.LMM.PRETRAINED = ""
+    # Folder or hub name of the tokenizer; "" takes PRETRAINED's, "tiny" the built-in spelling one.
+    cfg.MODEL.LMM.TOKENIZER = ""
+    # Passed on to transformers' SiglipVisionConfig and Qwen2Config when PRETRAINED is "".
+    cfg.MODEL.LMM.VISION_CONFIG = CN(new_allowed=True)
+    cfg.MODEL.LMM.TEXT_CONFIG = CN(new_allowed=True)
+    # Side of the square view (pixels) and of a patch; 672 / 14 = 48 (section 4.1).
+    cfg.MODEL.LMM.IMAGE_SIZE = 672
+    cfg.MODEL.LMM.PATCH_SIZE = 14
+    # SigLIP's normalisation, RGB in 0..255.
+    cfg.MODEL.LMM.PIXEL_MEAN = [127.5, 127.5, 127.5]
+    cfg.MODEL.LMM.PIXEL_STD = [127.5, 127.5, 127.5]
+    # bidirectional: image and instruction see each other (prefix-LM); causal: the ablation.
+    cfg.MODEL.LMM.PROMPT_ATTENTION = "bidirectional"
+    # Image before the instruction, as the paper prints its prompts.
+    cfg.MODEL.LMM.IMAGE_FIRST = True
+    # float32 | bfloat16: the dtype of the LMM's and SAM's weights.
+    cfg.MODEL.LMM.DTYPE = "float32"
+    # Recompute activations in the backward pass (vision tower and language model).
+    cfg.MODEL.LMM.GRADIENT_CHECKPOINTING = False
+
+    cfg.MODEL.LORA = CN()
+    cfg.MODEL.LORA.ENABLED = False
+    # Rank and dropout are LISA's; alpha 32 on all linear layers is the paper's best (Table 5).
+    cfg.MODEL.LORA.RANK = 8
+    cfg.MODEL.LORA.ALPHA = 32
+    cfg.MODEL.LORA.DROPOUT = 0.05
+    # Linear layers inside language_model.layers that receive an adapter.
+    cfg.MODEL.LORA.TARGET_MODULES = [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ]
+
+
+def _add_trainable(cfg: CN) -> None:
+    # What trains besides LoRA (section 4.1): everything not switched on here is frozen.
+    cfg.MODEL.TRAINABLE = CN()
+    cfg.MODEL.TRAINABLE.VISION_TOWER = False
+    cfg.MODEL.TRAINABLE.PATCH_EMBED = True
+    cfg.MODEL.TRAINABLE.PROJECTOR = False
+    cfg.MODEL.TRAINABLE.LANGUAGE_MODEL = False
+    cfg.MODEL.TRAINABLE.EMBED_TOKENS = True
+    cfg.MODEL.TRAINABLE.LM_HEAD = True
+    cfg.MODEL.TRAINABLE.HEADS = True
+    cfg.MODEL.TRAINABLE.SAM_IMAGE_ENCODER = False
+    cfg.MODEL.TRAINABLE.SAM_PROMPT_ENCODER = False
+    cfg.MODEL.TRAINABLE.SAM_MASK_DECODER = True
+
+
+def _add_heads(cfg: CN) -> None:
+    cfg.MODEL.SUPER_PATCH = CN()
+    # One string a row; s small, m medium, l large, t stuff, a any role (section 3.2, Table 4).
+    cfg.MODEL.SUPER_PATCH.LAYOUT = ["sms", "mlm", "sts"]
+    # Side of the window of patches around an object's centre that learn it.
+    cfg.MODEL.SUPER_PATCH.WINDOW = 3
+    # sqrt(area) in LMM-view pixels below which an object is small, medium; else large.
+    cfg.MODEL.SUPER_PATCH.SCALE_BOUNDS = [32.0, 96.0]
+
+    cfg.MODEL.PATCH_ANALYZER = CN()
+    cfg.MODEL.PATCH_ANALYZER.NAME = "StandardPatchAnalyzer"
+    # Hidden width of the four projectors (section 4.1).
+    cfg.MODEL.PATCH_ANALYZER.HIDDEN_DIM = 3584
+    # Width of SigLIP's text embedding (so400m: 1152).
+    cfg.MODEL.PATCH_ANALYZER.SIGLIP_DIM = 1152
+    # How a patch learns its role: embedding | separate_heads | none.
+    cfg.MODEL.PATCH_ANALYZER.ROLE_CONDITIONING = "embedding"
+
+    cfg.MODEL.MASK_HEAD = CN()
+    cfg.MODEL.MASK_HEAD.NAME = "SAMMaskHead"
+    # vit_h | vit_l | vit_b | tiny.
+    cfg.MODEL.MASK_HEAD.SAM_ARCH = "vit_h"
+    # segment-anything checkpoint (.pth); "" keeps random weights.
+    cfg.MODEL.MASK_HEAD.SAM_CHECKPOINT = ""
+    # Longest side of SAM's view in pixels, padded to a square.
+    cfg.MODEL.MASK_HEAD.IMAGE_SIZE = 1024
+    cfg.MODEL.MASK_HEAD.PIXEL_MEAN = [123.675, 116.28, 103.53]
+    cfg.MODEL.MASK_HEAD.PIXEL_STD = [58.395, 57.12, 57.375]
+
+    cfg.MODEL.CATEGORY_DECODER = CN()
+    # Longest generated name in tokens.
+    cfg.MODEL.CATEGORY_DECODER.MAX_TOKENS = 16
+
+    cfg.MODEL.SIGLIP_TEXT = CN()
+    # Text embeddings of class names: ngram (hashed character n-grams) | folder or hub name.
+    cfg.MODEL.SIGLIP_TEXT.SOURCE = "ngram"
+    # Where embeddings of a hub model are cached, one file per vocabulary; "" recomputes.
+    cfg.MODEL.SIGLIP_TEXT.CACHE_DIR = ""
+
+
+def _add_loss(cfg: CN) -> None:
+    cfg.MODEL.ROSE = CN()
+    # Which tokens predict masks and where names come from (Table 3).
+    cfg.MODEL.ROSE.SEGMENT_UNIT = "patch"
+    cfg.MODEL.ROSE.CLASSIFY_UNIT = "decode"
+    # Patch-object pairs per image that reach the mask, name and SigLIP losses.
+    cfg.MODEL.ROSE.MAX_PAIRS = 16
+    # Objectness negatives per image: wrong-role window patches, windows of objects not asked
+    # for, and random others (section 3.3, "randomly pick some unsupervised patches").
+    cfg.MODEL.ROSE.NEGATIVES_WRONG_ROLE = 64
+    cfg.MODEL.ROSE.NEGATIVES_NOT_ASKED = 64
+    cfg.MODEL.ROSE.NEGATIVES_RANDOM = 128
+    # Softmax temperature of the InfoNCE loss.
+    cfg.MODEL.ROSE.SIGLIP_TEMPERATURE = 0.07
+    # Most names listed in the counting response.
+    cfg.MODEL.ROSE.MAX_COUNTED_NAMES = 20
+
+    cfg.MODEL.ROSE.LOSS_WEIGHT = CN()
+    cfg.MODEL.ROSE.LOSS_WEIGHT.TEXT = 1.0
+    cfg.MODEL.ROSE.LOSS_WEIGHT.CATEGORY = 1.0
+    # LISA's weights, which the paper follows (section 3.5).
+    cfg.MODEL.ROSE.LOSS_WEIGHT.MASK_BCE = 2.0
+    cfg.MODEL.ROSE.LOSS_WEIGHT.MASK_DICE = 0.5
+    cfg.MODEL.ROSE.LOSS_WEIGHT.OBJECTNESS = 1.0
+    cfg.MODEL.ROSE.LOSS_WEIGHT.SIGLIP = 1.0
+
+
+def _add_input(cfg: CN) -> None:
+    # Sampling weight of each entry of DATASETS.TRAIN; () weighs all equally.
+    cfg.DATASETS.TRAIN_WEIGHTS = ()
+    # Share of dense samples whose prompt lists class candidates (true names plus distractors).
+    cfg.INPUT.CANDIDATE_PROB = 0.0
+    # Most names in such a list that are not in the image.
+    cfg.INPUT.CANDIDATE_MAX_DISTRACTORS = 10
+    # Share of mirrored training samples; never applied to referring expressions.
+    cfg.INPUT.FLIP_PROB = 0.5
+
+
+def _add_solver(cfg: CN) -> None:
+    # Step engine: torch.
+    cfg.SOLVER.ENGINE = "torch"
+    # Micro-batches of IMS_PER_BATCH images summed into one optimizer step.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # Checkpoints kept on disk, newest first; 0 keeps all.
+    cfg.SOLVER.CHECKPOINT_KEEP = 3
+    # bfloat16 | float16 (GPU only, with loss scaling): what SOLVER.AMP.ENABLED computes in.
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    # Clips the norm over all parameters to CLIP_VALUE; the only type the step engines know.
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
+    # Iterations between progress lines; a row of metrics is the median over them.
+    cfg.SOLVER.LOG_PERIOD = 20
+    # Learning-rate factor per part: the names of MODEL.TRAINABLE, and LORA.
+    cfg.SOLVER.LR_MULTIPLIER = CN({part: 1.0 for part in (*cfg.MODEL.TRAINABLE, "LORA")})
+
+
+def _add_test(cfg: CN) -> None:
+    # Images per batch and process at evaluation.
+    cfg.TEST.IMS_PER_BATCH = 1
+    # Patches kept by objectness (section 4.1) and slots of them reserved for the stuff role.
+    cfg.TEST.TOP_K = 100
+    cfg.TEST.TOP_K_STUFF = 0
+    # Instances below this objectness are dropped (instance and panoptic output).
+    cfg.TEST.SCORE_THRESH = 0.05
+    # Also write the counting sentence the language model generates.
+    cfg.TEST.GENERATE_RESPONSE = False
+
+    cfg.TEST.NMS = CN()
+    # Masks overlapping a better one by more than this IoU are dropped.
+    cfg.TEST.NMS.THRESH = 0.6
+    # True compares only masks of one name (names are then decoded before NMS).
+    cfg.TEST.NMS.CLASS_AWARE = False
+
+    cfg.TEST.SEMANTIC = CN()
+    # Constant score of the extra "no object" channel (section 6.3).
+    cfg.TEST.SEMANTIC.NON_OBJECT_SCORE = 0.05
+    # How predictions of one class combine: max | sum.
+    cfg.TEST.SEMANTIC.MERGE = "max"
+
+    cfg.TEST.PANOPTIC = CN()
+    # Segments below this objectness, or keeping less than this share of their mask, are dropped.
+    cfg.TEST.PANOPTIC.SCORE_THRESH = 0.5
+    cfg.TEST.PANOPTIC.OVERLAP_THRESH = 0.6
+
+    cfg.TEST.REFERRING = CN()
+    # gRefCOCO: return every instance above the score threshold, possibly none.
+    cfg.TEST.REFERRING.MULTI_TARGET = False

@@ -1,0 +1,217 @@
+"""What annotators drew on an image, decoded to masks in the language model's view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from rose_d2.data.image_io import ImageReadError
+
+
+@dataclass(frozen=True)
+class AnnotatedRegions:
+    """R regions of one image; every array has R rows unless said otherwise.
+
+    Attributes:
+        masks: bool (R, I, I). A region that is smaller than the view's grid may be empty.
+        classes: int64 (R,) contiguous class; -1 where the annotation has no category.
+        is_stuff: bool (R,).
+        ignore: bool (I, I): crowd and unlabelled pixels.
+    """
+
+    masks: np.ndarray
+    classes: np.ndarray
+    is_stuff: np.ndarray
+    ignore: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def flipped(self) -> AnnotatedRegions:
+        """The regions of the mirrored image."""
+        return replace(
+            self,
+            masks=np.ascontiguousarray(self.masks[:, :, ::-1]),
+            ignore=np.ascontiguousarray(self.ignore[:, ::-1]),
+        )
+
+    def with_stuff_of(self, panoptic: AnnotatedRegions) -> AnnotatedRegions:
+        """Add another annotation's stuff regions, behind these objects.
+
+        Their classes become -1, since the two annotations may number classes differently.
+
+        Args:
+            panoptic: regions of the same image in the same view.
+        """
+        stuff = panoptic.masks[panoptic.is_stuff]
+        objects = self.masks.any(axis=0)
+        return AnnotatedRegions(
+            masks=np.concatenate([self.masks, stuff]),
+            classes=np.concatenate([self.classes, np.full(len(stuff), -1)]),
+            is_stuff=np.concatenate([self.is_stuff, np.ones(len(stuff), dtype=bool)]),
+            ignore=self.ignore | (panoptic.ignore & ~objects),
+        )
+
+
+def decode_annotations(
+    annotations: list[dict], height: int, width: int, size: int
+) -> AnnotatedRegions:
+    """Decode COCO-style objects (polygons or RLE), one region each, in order.
+
+    Crowd annotations keep their place as a region without pixels, so that positions in
+    `annotations` stay valid, and their pixels become ignored.
+
+    Args:
+        annotations: detectron2 annotations with "segmentation", "category_id", "iscrowd".
+        height: of the image in pixels.
+        width: of the image in pixels.
+        size: side I of the square view.
+    """
+    masks = np.zeros((len(annotations), size, size), dtype=bool)
+    ignore = np.zeros((size, size), dtype=bool)
+    rows, columns = _nearest(height, size), _nearest(width, size)
+    for index, annotation in enumerate(annotations):
+        rle = segmentation_to_rle(annotation.get("segmentation"), height, width)
+        if rle is None:
+            continue
+        full = coco_mask.decode(rle)  # (H, W), column-major
+        view = full[:, columns][rows].astype(bool)
+        if annotation.get("iscrowd", 0):
+            ignore |= view
+        else:
+            masks[index] = view
+    # Pixels of an object inside a crowd region are known.
+    ignore &= ~masks.any(axis=0)
+    classes = [a["category_id"] if a.get("category_id") is not None else -1 for a in annotations]
+    return AnnotatedRegions(
+        masks=masks,
+        classes=np.asarray(classes, dtype=np.int64),
+        is_stuff=np.zeros(len(annotations), dtype=bool),
+        ignore=ignore,
+    )
+
+
+def decode_panoptic(
+    path: str, segments_info: list[dict], height: int, width: int, size: int
+) -> AnnotatedRegions:
+    """Decode a COCO panoptic PNG: one region per thing, one per stuff category.
+
+    Args:
+        path: PNG whose colours spell segment ids (R + 256 G + 256 * 256 B).
+        segments_info: dicts with "id", "category_id" (contiguous), "isthing", "iscrowd".
+        height: of the image in pixels.
+        width: of the image in pixels.
+        size: side I of the square view.
+
+    Raises:
+        ImageReadError: the PNG is missing or damaged.
+        ValueError: the PNG's size is not the image's.
+    """
+    colours = _read_label_view(path, height, width, size)
+    ids = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]  # (I, I)
+    things = [s for s in segments_info if s["isthing"] and not s.get("iscrowd", 0)]
+    stuff: dict[int, list[int]] = {}
+    for segment in segments_info:
+        if not segment["isthing"] and not segment.get("iscrowd", 0):
+            stuff.setdefault(segment["category_id"], []).append(segment["id"])
+    groups = [([s["id"]], s["category_id"]) for s in things]
+    groups += [(segment_ids, category) for category, segment_ids in stuff.items()]
+    masks = np.zeros((len(groups), size, size), dtype=bool)
+    for mask, (segment_ids, _) in zip(masks, groups, strict=True):
+        for segment_id in segment_ids:
+            mask |= ids == segment_id
+    return AnnotatedRegions(
+        masks=masks,
+        classes=np.asarray([category for _, category in groups], dtype=np.int64),
+        is_stuff=np.arange(len(groups)) >= len(things),
+        # Void, crowd segments and ids that segments_info does not list.
+        ignore=~masks.any(axis=0),
+    )
+
+
+def decode_label_map(
+    path: str, height: int, width: int, size: int, *, ignore_label: int, stuff_ids: set[int]
+) -> AnnotatedRegions:
+    """Decode a label PNG without instances: one region per class.
+
+    Args:
+        path: PNG whose grey value is the contiguous class.
+        height: of the image in pixels.
+        width: of the image in pixels.
+        size: side I of the square view.
+        ignore_label: grey value of unlabelled pixels.
+        stuff_ids: the contiguous classes that are stuff.
+
+    Raises:
+        ImageReadError: the PNG is missing or damaged.
+        ValueError: the PNG's size is not the image's.
+    """
+    labels = _read_label_view(path, height, width, size)
+    classes = np.setdiff1d(np.unique(labels), [ignore_label]).astype(np.int64)
+    return AnnotatedRegions(
+        masks=labels[None] == classes[:, None, None],
+        classes=classes,
+        is_stuff=np.asarray([c in stuff_ids for c in classes.tolist()], dtype=bool),
+        ignore=labels == ignore_label,
+    )
+
+
+def segmentation_to_rle(segmentation: object, height: int, width: int) -> dict | None:
+    """Bring any COCO-style segmentation into pycocotools' compressed form.
+
+    Args:
+        segmentation: polygons, an RLE dict (compressed or not), or a list of RLE dicts.
+        height: of the image in pixels.
+        width: of the image in pixels.
+
+    Returns:
+        One RLE dict with bytes, or None where nothing was drawn.
+    """
+    if isinstance(segmentation, dict):
+        return _compress(segmentation, height, width)
+    parts = [part for part in segmentation or [] if isinstance(part, dict)]
+    if parts:
+        return coco_mask.merge([_compress(part, height, width) for part in parts])
+    polygons = [polygon for polygon in segmentation or [] if len(polygon) >= 6]
+    if not polygons:
+        return None
+    return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+
+
+def _compress(rle: dict, height: int, width: int) -> dict:
+    if list(rle["size"]) != [height, width]:
+        raise ValueError(
+            f"A mask has size (height, width) {tuple(rle['size'])} but its image {(height, width)};"
+            " the annotation file belongs to other images."
+        )
+    if isinstance(rle["counts"], list):
+        return coco_mask.frPyObjects(rle, height, width)
+    if isinstance(rle["counts"], str):
+        return {"size": rle["size"], "counts": rle["counts"].encode("ascii")}
+    return rle
+
+
+def _read_label_view(path: str, height: int, width: int, size: int) -> np.ndarray:
+    """Values of a label PNG in the square view, int32 (I, I) or (I, I, 3)."""
+    try:
+        with Image.open(path) as image:
+            values = np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageReadError(
+            f"The label image {path!r} cannot be read ({error}); prepare the dataset again."
+        ) from error
+    if values.shape[:2] != (height, width):
+        raise ValueError(
+            f"The label image {path!r} has size (height, width) {values.shape[:2]} but its image "
+            f"{(height, width)}; prepare the dataset again."
+        )
+    view = values[_nearest(height, size)][:, _nearest(width, size)]
+    return view.astype(np.int32)
+
+
+def _nearest(length: int, size: int) -> np.ndarray:
+    """Source index of each of `size` target pixels, pixel centres matched."""
+    return ((np.arange(size) + 0.5) * (length / size)).astype(np.int64)

@@ -1,0 +1,150 @@
+"""From a dataset dict to one item of the model's `batched_inputs`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+
+from rose_d2.data.image_io import ImageReadError, model_views, read_image
+from rose_d2.data.target_builders import TARGET_BUILDERS, TargetBuilder
+from rose_d2.prompts.conversation import Conversation
+from rose_d2.prompts.templates import build_instruction
+
+# Passed on from the dataset dict where present.
+_PASSED_ON = (
+    "file_name",
+    "image_id",
+    "height",
+    "width",
+    "task",
+    "dataset_name",
+    "ref_id",
+    "sent_id",
+)
+
+
+class RoseDatasetMapper:
+    """Reads the image, makes its two views and, in training, hands over to a target builder.
+
+    All randomness of a sample comes from the generator it is called with, so a training stream
+    can be reproduced and resumed at any sample.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        lmm_image_size: int,
+        sam_image_size: int,
+        target_builders: dict[str, TargetBuilder],
+        flip_prob: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            is_train: False leaves out targets and takes the paper's wording of the instruction.
+            lmm_image_size: side I of the language model's square view.
+            sam_image_size: longest side of SAM's view.
+            target_builders: one per task; empty for testing.
+            flip_prob: share of mirrored training images; referring samples never are, since
+                mirroring swaps "left" and "right".
+        """
+        self.is_train = is_train
+        self.lmm_image_size = lmm_image_size
+        self.sam_image_size = sam_image_size
+        self.target_builders = target_builders
+        self.flip_prob = flip_prob
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
+        builders = {
+            task: builder(
+                size=cfg.MODEL.LMM.IMAGE_SIZE,
+                max_counted_names=cfg.MODEL.ROSE.MAX_COUNTED_NAMES,
+                candidate_prob=cfg.INPUT.CANDIDATE_PROB,
+                max_distractors=cfg.INPUT.CANDIDATE_MAX_DISTRACTORS,
+            )
+            for task, builder in TARGET_BUILDERS.items()
+        }
+        return {
+            "is_train": is_train,
+            "lmm_image_size": cfg.MODEL.LMM.IMAGE_SIZE,
+            "sam_image_size": cfg.MODEL.MASK_HEAD.IMAGE_SIZE,
+            "target_builders": builders if is_train else {},
+            "flip_prob": cfg.INPUT.FLIP_PROB,
+        }
+
+    def __call__(
+        self, dataset_dict: dict[str, Any], rng: np.random.Generator | None = None
+    ) -> dict[str, Any]:
+        """Map one dataset dict.
+
+        Args:
+            dataset_dict: with at least file_name, height, width, task and dataset_name; see the
+                target builder of the task for the annotations. It is not modified.
+            rng: the sample's own randomness in training; None draws an arbitrary one.
+
+        Returns:
+            `image` uint8 (3, I, I), `sam_image` uint8 (3, h, w), `conversation`, the passed-on
+            keys and, in training, `instances`, `negative_points`, `ignore_mask`; `candidates`
+            where the instruction lists some.
+
+        Raises:
+            ImageReadError: an image is damaged or not of the annotated size.
+            ValueError: the task is unknown.
+        """
+        if not self.is_train:
+            return self._map_for_test(dataset_dict)
+        rng = np.random.default_rng() if rng is None else rng
+        task = dataset_dict["task"]
+        if task not in self.target_builders:
+            raise ValueError(
+                f"Dataset {dataset_dict['dataset_name']!r} has task {task!r}; known tasks are "
+                f"{sorted(self.target_builders)}. Set `task` in its metadata to one of them."
+            )
+        flip = task != "referring" and rng.random() < self.flip_prob
+        mapped = self._map_image(dataset_dict, flip=flip)
+        targets = self.target_builders[task].build(
+            dataset_dict, MetadataCatalog.get(dataset_dict["dataset_name"]), rng, flip=flip
+        )
+        mapped.update(
+            conversation=targets.conversation,
+            instances=targets.instances,
+            negative_points=targets.negative_points,
+            ignore_mask=targets.ignore_mask,
+        )
+        if targets.candidates is not None:
+            mapped["candidates"] = targets.candidates
+        return mapped
+
+    def _map_for_test(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        mapped = self._map_image(dataset_dict, flip=False)
+        candidates = dataset_dict.get("candidates")
+        mapped["conversation"] = Conversation(
+            build_instruction(
+                dataset_dict["task"],
+                description=dataset_dict.get("sentence"),
+                candidates=candidates,
+            )
+        )
+        if candidates is not None:
+            mapped["candidates"] = candidates
+        return mapped
+
+    def _map_image(self, dataset_dict: dict[str, Any], *, flip: bool) -> dict[str, Any]:
+        image = read_image(dataset_dict["file_name"])
+        annotated = (dataset_dict["height"], dataset_dict["width"])
+        if image.shape[:2] != annotated:
+            raise ImageReadError(
+                f"{dataset_dict['file_name']!r} has size (height, width) {image.shape[:2]} but is "
+                f"annotated as {annotated}; the annotation file belongs to other images."
+            )
+        image = np.ascontiguousarray(image[:, ::-1]) if flip else image
+        mapped = {key: dataset_dict[key] for key in _PASSED_ON if key in dataset_dict}
+        mapped["image"], mapped["sam_image"] = model_views(
+            image, self.lmm_image_size, self.sam_image_size
+        )
+        return mapped

@@ -1,0 +1,152 @@
+"""One endless training stream out of several datasets, reproducible at any position."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch.utils.data as torchdata
+
+from rose_d2.data.dataset_mapper import RoseDatasetMapper
+
+# Fewest samples over which the shares of the datasets come out exactly.
+_MIN_BLOCK = 64
+
+
+class MixtureItem(NamedTuple):
+    """One position of the stream: its number, and which item of which dataset it is."""
+
+    sample: int
+    dataset: int
+    index: int
+
+
+class MixtureStream:
+    """Maps a position to a dataset item, as a pure function of the seed and the position.
+
+    The stream is cut into blocks. After every block each dataset has been drawn its weight's
+    share of times, to within one; inside a block the order is random. A dataset is walked through
+    in a new random order each time it is exhausted, so no item repeats before all were seen.
+    """
+
+    def __init__(self, *, names: list[str], sizes: list[int], weights: list[float], seed: int):
+        """
+        Args:
+            names: of the datasets; a dataset's order depends on its name, not on its position.
+            sizes: number of items per dataset, at least 1.
+            weights: sampling weight per dataset, above 0; normalised here.
+            seed: not negative.
+        """
+        # Exact fractions, so that the counts of a block do not depend on rounding.
+        exact = [Fraction(weight) for weight in weights]
+        self._sizes = sizes
+        self._seed = seed
+        self._keys = [zlib.crc32(name.encode()) for name in names]
+        self._ends = [sum(exact[: k + 1]) / sum(exact) for k in range(len(exact))]
+        # Twice in every block at least, or rounding could make a block's count negative.
+        self._block_size = max(_MIN_BLOCK, math.ceil(2 * sum(exact) / min(exact)))
+        self._block: tuple[int, np.ndarray] = (-1, np.empty(0))
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+
+    def __getitem__(self, sample: int) -> MixtureItem:
+        block, offset = divmod(sample, self._block_size)
+        choices = self._choices(block)
+        dataset = int(choices[offset])
+        draw = self._drawn_before(block)[dataset] + int((choices[:offset] == dataset).sum())
+        epoch, position = divmod(draw, self._sizes[dataset])
+        return MixtureItem(sample, dataset, int(self._order(dataset, epoch)[position]))
+
+    def _drawn_before(self, block: int) -> list[int]:
+        """How often each dataset was drawn in all blocks before this one."""
+        samples = block * self._block_size
+        ends = [0] + [math.floor(end * samples + Fraction(1, 2)) for end in self._ends]
+        return [end - start for start, end in itertools.pairwise(ends)]
+
+    def _choices(self, block: int) -> np.ndarray:
+        """The dataset of each position of a block."""
+        if self._block[0] != block:
+            before, after = self._drawn_before(block), self._drawn_before(block + 1)
+            counts = [b - a for a, b in zip(before, after, strict=True)]
+            rng = np.random.default_rng([self._seed, block])
+            self._block = block, rng.permutation(np.repeat(np.arange(len(counts)), counts))
+        return self._block[1]
+
+    def _order(self, dataset: int, epoch: int) -> np.ndarray:
+        """The order of a dataset's items in its `epoch`-th pass."""
+        if self._orders.get(dataset, (-1,))[0] != epoch:
+            rng = np.random.default_rng([self._seed, self._keys[dataset], epoch])
+            self._orders[dataset] = epoch, rng.permutation(self._sizes[dataset])
+        return self._orders[dataset][1]
+
+
+class MixtureBatchSampler(torchdata.Sampler):
+    """Cuts the stream into batches and gives every process its part of each.
+
+    Batch b of process r holds consecutive positions, and all processes together hold the same
+    positions whatever their number, so a run can be resumed on another number of processes.
+    """
+
+    def __init__(
+        self,
+        stream: MixtureStream,
+        *,
+        total_batch_size: int,
+        rank: int,
+        world_size: int,
+        start: int,
+    ) -> None:
+        """
+        Args:
+            stream: the mixed stream.
+            total_batch_size: samples of a batch over all processes.
+            rank: of this process.
+            world_size: number of processes.
+            start: first batch to give.
+
+        Raises:
+            ValueError: the batch does not divide by the number of processes.
+        """
+        if total_batch_size < 1 or total_batch_size % world_size:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH is {total_batch_size}, which {world_size} processes cannot "
+                "share equally; make it a positive multiple of the number of processes."
+            )
+        self._stream = stream
+        self._total = total_batch_size
+        self._own = range(
+            rank * (total_batch_size // world_size), (rank + 1) * (total_batch_size // world_size)
+        )
+        self._start = start
+
+    def __iter__(self) -> Iterator[list[MixtureItem]]:
+        batch = self._start
+        while True:
+            yield [self._stream[batch * self._total + own] for own in self._own]
+            batch += 1
+
+
+class MixtureDataset(torchdata.Dataset):
+    """Several datasets as one, each sample mapped with randomness of its own."""
+
+    def __init__(
+        self, datasets: list[Sequence[dict[str, Any]]], mapper: RoseDatasetMapper, seed: int
+    ) -> None:
+        """
+        Args:
+            datasets: dataset dicts, in the order of the stream's datasets.
+            mapper: called with a dataset dict and a generator.
+            seed: not negative.
+        """
+        self._datasets = datasets
+        self._mapper = mapper
+        self._seed = seed
+
+    def __getitem__(self, item: MixtureItem) -> dict[str, Any]:
+        # The position is part of the seed: an item looks different each time it comes round.
+        rng = np.random.default_rng([self._seed, item.sample])
+        return self._mapper(self._datasets[item.dataset][item.index], rng)

@@ -1,0 +1,217 @@
+"""RosePredictor: images and an instruction in, model outputs out."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import nn
+
+from rose_d2.data.image_io import model_views
+from rose_d2.engine.checkpointer import RoseCheckpointer
+from rose_d2.prompts.conversation import Conversation
+from rose_d2.prompts.templates import CANDIDATE_TASKS, build_instruction
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_TASK = "panoptic"
+
+
+class RosePredictor:
+    """A trained model, ready for images that belong to no dataset.
+
+    detectron2's `DefaultPredictor` hands over the image alone; this one also says what to do
+    with it. Names are free unless candidates are given, so `pred_classes` are -1.
+
+    Example:
+        >>> predictor = RosePredictor(cfg)
+        >>> predictor(image)["panoptic_seg"]
+        >>> predictor(image, refer="the dog on the left")["ref_seg"]
+        >>> predictor(image, task="instance", candidates=["dog", "cat"])["instances"]
+    """
+
+    def __init__(self, cfg: CfgNode, model: nn.Module | None = None) -> None:
+        """
+        Args:
+            cfg: a config with ROSE's keys; it is not modified. Without a GPU, "cuda" becomes
+                "cpu".
+            model: a model that has its weights already, for example during training; None
+                builds one and loads `MODEL.WEIGHTS`.
+
+        Raises:
+            FileNotFoundError: there are no weights at `MODEL.WEIGHTS`.
+            ValueError: `MODEL.WEIGHTS` is empty, or the weights do not fit the config.
+        """
+        self.cfg = cfg.clone()
+        if model is None:
+            model = _load_model(self.cfg)
+        self.model = model.eval()
+
+    def __call__(
+        self,
+        image: np.ndarray,
+        *,
+        task: str | None = None,
+        refer: str | None = None,
+        candidates: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """Segment one image; see `predict_batch`."""
+        return self.predict_batch([image], task=task, refer=refer, candidates=candidates)[0]
+
+    def predict_batch(
+        self,
+        images: Sequence[np.ndarray],
+        *,
+        task: str | None = None,
+        refer: str | None = None,
+        candidates: Sequence[str] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Segment images in one call of the model.
+
+        Args:
+            images: uint8 arrays (H, W, 3), RGB, of any sizes.
+            task: "semantic", "instance" or "panoptic" (the default); with `refer` leave it out.
+            refer: a referring expression, for example "the red car on the left".
+            candidates: class names to choose from; None lets the model name things freely.
+
+        Returns:
+            One output an image, masks at the image's size: "instances" and, by task,
+            "panoptic_seg" or "ref_seg".
+
+        Raises:
+            ValueError: an image is not uint8 (H, W, 3), or the options contradict each other.
+        """
+        task = resolve_task(task, refer, candidates)
+        if not images:
+            return []
+        inputs = [
+            self.make_input(image, task=task, refer=refer, candidates=candidates)
+            for image in images
+        ]
+        with torch.no_grad():
+            return self.model(inputs)
+
+    def make_input(
+        self,
+        image: np.ndarray,
+        *,
+        task: str,
+        refer: str | None = None,
+        candidates: Sequence[str] | None = None,
+    ) -> dict[str, Any]:
+        """Build an item of `batched_inputs`, as the test mapper does from a dataset dict.
+
+        Args:
+            image: uint8 (H, W, 3), RGB.
+            task: one of the tasks of `build_instruction`.
+            refer: the expression, for the task "referring".
+            candidates: class names to choose from.
+
+        Returns:
+            `image` uint8 (3, I, I), `sam_image` uint8 (3, h, w), `height`, `width`, `task`,
+            `conversation` and, if given, `candidates`.
+
+        Raises:
+            ValueError: the image is not uint8 (H, W, 3).
+        """
+        _check_image(image)
+        names = None if candidates is None else list(candidates)
+        instruction = build_instruction(task, description=refer, candidates=names)
+        lmm_view, sam_view = model_views(
+            image, self.cfg.MODEL.LMM.IMAGE_SIZE, self.cfg.MODEL.MASK_HEAD.IMAGE_SIZE
+        )
+        mapped = {
+            "image": lmm_view,
+            "sam_image": sam_view,
+            "height": image.shape[0],
+            "width": image.shape[1],
+            "task": task,
+            "conversation": Conversation(instruction),
+        }
+        return mapped if names is None else mapped | {"candidates": names}
+
+
+def resolve_task(
+    task: str | None, refer: str | None = None, candidates: Sequence[str] | None = None
+) -> str:
+    """The task that a user's options mean.
+
+    Args:
+        task: "semantic", "instance", "panoptic", or None.
+        refer: a referring expression, or None.
+        candidates: class names, or None.
+
+    Returns:
+        "referring" where there is an expression, else the task, by default "panoptic".
+
+    Raises:
+        ValueError: an option is empty or unknown, or two contradict each other.
+    """
+    if candidates is not None and (not candidates or not all(n.strip() for n in candidates)):
+        raise ValueError(
+            f"The class candidates {list(candidates)} must be one or more names, none of them "
+            "empty; leave them out to let the model name things freely."
+        )
+    if refer is not None:
+        if not refer.strip():
+            raise ValueError(
+                "The referring expression is empty; say what to segment, for example "
+                "'the dog on the left'."
+            )
+        if task not in (None, "referring"):
+            raise ValueError(
+                f"A referring expression asks for one object, task {task!r} for all of them; "
+                "give one of the two."
+            )
+        if candidates is not None:
+            raise ValueError(
+                "A referring expression says what to look for, so it takes no class candidates; "
+                "give one of the two."
+            )
+        return "referring"
+    if task not in (None, *CANDIDATE_TASKS):
+        raise ValueError(
+            f"Got task {task!r} without a referring expression; choose one of "
+            f"{', '.join(CANDIDATE_TASKS)}, or give an expression."
+        )
+    return task or DEFAULT_TASK
+
+
+def find_weights(cfg: CfgNode) -> str:
+    """The weights file a config names, found without building the model.
+
+    Raises:
+        FileNotFoundError: there is none at `MODEL.WEIGHTS`.
+        ValueError: `MODEL.WEIGHTS` is empty.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise ValueError(
+            "MODEL.WEIGHTS is empty and an untrained model segments nothing; set it to a "
+            ".safetensors file or a checkpoint folder."
+        )
+    return RoseCheckpointer(nn.Identity()).find_weights(cfg.MODEL.WEIGHTS)
+
+
+def _load_model(cfg: CfgNode) -> nn.Module:
+    weights = find_weights(cfg)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        logger.warning("No GPU is available: MODEL.DEVICE %s becomes cpu.", cfg.MODEL.DEVICE)
+        cfg.defrost()
+        cfg.MODEL.DEVICE = "cpu"
+        cfg.freeze()
+    model = build_model(cfg)
+    RoseCheckpointer(model, allow_missing_keys=cfg.MODEL.ALLOW_MISSING_KEYS).load(weights)
+    return model
+
+
+def _check_image(image: np.ndarray) -> None:
+    fits = isinstance(image, np.ndarray) and image.dtype == np.uint8
+    if not (fits and image.ndim == 3 and image.shape[2] == 3 and image.size > 0):
+        got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
+        raise ValueError(
+            f"An image must be a uint8 RGB array of shape (height, width, 3), got {got}; "
+            "rose_d2.data.image_io.read_image reads any file so."
+        )

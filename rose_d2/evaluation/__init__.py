@@ -1,0 +1,21 @@
+"""Evaluators by dataset type, and the file the results go to."""
+
+from rose_d2.evaluation.build import build_evaluator
+from rose_d2.evaluation.category_evaluation import CategoryNameEvaluator
+from rose_d2.evaluation.dense_evaluation import (
+    RoseCOCOEvaluator,
+    RosePanopticEvaluator,
+    RoseSemSegEvaluator,
+)
+from rose_d2.evaluation.referring_evaluation import RefCOCOEvaluator
+from rose_d2.evaluation.results_io import write_results
+
+__all__ = [
+    "CategoryNameEvaluator",
+    "RefCOCOEvaluator",
+    "RoseCOCOEvaluator",
+    "RosePanopticEvaluator",
+    "RoseSemSegEvaluator",
+    "build_evaluator",
+    "write_results",
+]

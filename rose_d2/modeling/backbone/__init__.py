@@ -1,0 +1,1 @@
+"""The large multimodal model as a detectron2 backbone."""

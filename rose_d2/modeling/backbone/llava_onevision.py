@@ -1,0 +1,252 @@
+"""LLaVA-OneVision (SigLIP + Qwen2) as ROSE's backbone."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from torch import nn
+from transformers import Cache, LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerBase
+
+from rose_d2.layers.prefix_attention import prefix_attention_mask
+from rose_d2.modeling.backbone.llava_builders import add_lora, build_llava, load_llava
+from rose_d2.modeling.backbone.lmm import LMMBackbone, LMMOutput
+from rose_d2.modeling.backbone.patch_embed import widen_patch_embedding
+from rose_d2.prompts.conversation import EncodedPrompt
+from rose_d2.prompts.tokenizer import build_tokenizer
+from rose_d2.structures.patch_grid import PatchGrid
+
+logger = logging.getLogger(__name__)
+
+
+@BACKBONE_REGISTRY.register()
+class LlavaOneVisionBackbone(LMMBackbone):
+    """Hugging Face's LLaVA-OneVision, unmodified but for a fourth input channel.
+
+    One square view of the image goes through SigLIP with interpolated position embeddings, the
+    states before its last layer norm go through the projector, and the language model reads
+    them between the two halves of the prompt (paper section 3.2). `get_image_features` of
+    transformers cannot take a single view of another size, so its steps are called one by one.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        model: LlavaOnevisionForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        grid: PatchGrid,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        prompt_attention: str = "bidirectional",
+        gradient_checkpointing: bool = False,
+        lora: CfgNode | None = None,
+    ) -> None:
+        """
+        Args:
+            model: LLaVA-OneVision with its weights and a three-channel patch embedding.
+            tokenizer: its tokenizer, with a chat template.
+            grid: patches of the square view.
+            pixel_mean: SigLIP's mean per channel, RGB in 0..255.
+            pixel_std: SigLIP's standard deviation per channel.
+            prompt_attention: "bidirectional" (prefix-LM) or "causal".
+            gradient_checkpointing: recompute activations in the backward pass.
+            lora: MODEL.LORA, or None for no adapters.
+
+        Raises:
+            ValueError: for another `prompt_attention`, or a tokenizer larger than the embedding.
+        """
+        super().__init__()
+        if prompt_attention not in ("bidirectional", "causal"):
+            raise ValueError(
+                f"MODEL.LMM.PROMPT_ATTENTION is {prompt_attention!r}; it is bidirectional or causal."
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.grid = grid
+        self.hidden_size = model.config.text_config.hidden_size
+        self.prompt_attention = prompt_attention
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), False)
+        self._check_vocabulary()
+        embeddings = self.vision_tower.embeddings
+        embeddings.patch_embedding = widen_patch_embedding(embeddings.patch_embedding)
+        if lora is not None:
+            add_lora(model, lora)
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict:
+        lmm = cfg.MODEL.LMM
+        tokenizer = build_tokenizer(lmm.TOKENIZER or lmm.PRETRAINED)
+        return {
+            "model": load_llava(cfg) if lmm.PRETRAINED else build_llava(cfg, tokenizer),
+            "tokenizer": tokenizer,
+            "grid": PatchGrid.from_image_size(lmm.IMAGE_SIZE, lmm.PATCH_SIZE),
+            "pixel_mean": lmm.PIXEL_MEAN,
+            "pixel_std": lmm.PIXEL_STD,
+            "prompt_attention": lmm.PROMPT_ATTENTION,
+            "gradient_checkpointing": lmm.GRADIENT_CHECKPOINTING,
+            "lora": cfg.MODEL.LORA if cfg.MODEL.LORA.ENABLED else None,
+        }
+
+    @property
+    def vision_tower(self) -> nn.Module:
+        """SigLIP; its parts sit one level deeper in transformers before 5.6."""
+        tower = self.model.model.vision_tower
+        return getattr(tower, "vision_model", tower)
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        prior_masks: torch.Tensor,
+        prompts: list[EncodedPrompt],
+    ) -> LMMOutput:
+        """See `LMMBackbone.forward`."""
+        patches = self.encode_image(images, prior_masks)  # (B, P, D)
+        inputs, prompt_lengths, lengths = self._join(patches, prompts)  # (B, L, D)
+        states = self._run_joined(inputs, prompt_lengths, lengths)  # (B, L, D)
+        starts = [len(prompt.before) for prompt in prompts]
+        patch_features = torch.stack(
+            [state[s : s + self.grid.num_patches] for state, s in zip(states, starts, strict=True)]
+        )
+        return LMMOutput(patch_features, *self._predict_responses(states, prompt_lengths, prompts))
+
+    def encode_image(self, images: torch.Tensor, prior_masks: torch.Tensor) -> torch.Tensor:
+        """Pixels to the language model's width.
+
+        Args:
+            images: (B, 3, I, I), RGB in 0..255.
+            prior_masks: (B, 1, I, I), 0 or 1.
+
+        Returns:
+            (B, P, D) projected states of SigLIP before its last layer norm.
+        """
+        normalised = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        pixels = torch.cat([normalised, prior_masks.to(normalised.dtype)], dim=1)  # (B, 4, I, I)
+        dtype = self.vision_tower.embeddings.patch_embedding.weight.dtype
+        hidden = self.model.model.vision_tower(
+            pixels.to(dtype), interpolate_pos_encoding=True, output_hidden_states=True
+        ).hidden_states[-1]
+        return self.model.model.multi_modal_projector(hidden)
+
+    def read_prompt(
+        self, image: torch.Tensor, prior_mask: torch.Tensor, prompt: EncodedPrompt, cache: Cache
+    ) -> torch.Tensor:
+        """See `LMMBackbone.read_prompt`."""
+        asked = EncodedPrompt(prompt.before, prompt.after)
+        joined = self._join(self.encode_image(image, prior_mask), [asked])
+        return self._run_joined(*joined, cache)[:, -1:]
+
+    def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
+        """See `LMMBackbone.embed_tokens`."""
+        return self.model.model.language_model.embed_tokens(ids)
+
+    def run_text(self, embeddings: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
+        """See `LMMBackbone.run_text`."""
+        return self.model.model.language_model(
+            inputs_embeds=embeddings, past_key_values=cache, use_cache=cache is not None
+        ).last_hidden_state
+
+    def logits(self, states: torch.Tensor) -> torch.Tensor:
+        """See `LMMBackbone.logits`."""
+        return self.model.lm_head(states)
+
+    def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """See `LMMBackbone.parts`. A tied output layer belongs to embed_tokens only."""
+        core = self.model.model
+        tower = {name: p for name, p in self.vision_tower.named_parameters()}
+        is_patch = "embeddings.patch_embedding."
+        # The states are taken before the last layer norm, and the pooling head is not run.
+        unused = ("post_layernorm.", "head.")
+        language = dict(core.language_model.named_parameters())
+        return {
+            "patch_embed": [(n, p) for n, p in tower.items() if n.startswith(is_patch)],
+            "vision_tower": [
+                (n, p) for n, p in tower.items() if not n.startswith((is_patch, *unused))
+            ],
+            "projector": list(core.multi_modal_projector.named_parameters()),
+            "embed_tokens": [(n, p) for n, p in language.items() if n.startswith("embed_tokens.")],
+            "lora": [(n, p) for n, p in language.items() if "lora_" in n],
+            "language_model": [
+                (n, p)
+                for n, p in language.items()
+                if not n.startswith("embed_tokens.") and "lora_" not in n
+            ],
+            "lm_head": [] if self.is_tied else list(self.model.lm_head.named_parameters()),
+        }
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the output layer is the embedding itself (0.5B)."""
+        return self.model.lm_head.weight is self.model.model.language_model.embed_tokens.weight
+
+    def _check_vocabulary(self) -> None:
+        rows = self.model.config.text_config.vocab_size
+        if len(self.tokenizer) > rows:
+            raise ValueError(
+                f"The tokenizer knows {len(self.tokenizer)} tokens but the LMM embeds {rows}; "
+                "take the tokenizer that belongs to the LMM."
+            )
+
+    def _join(
+        self, patches: torch.Tensor, prompts: list[EncodedPrompt]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Splice patches into the token embeddings and pad on the right."""
+        rows, prompt_lengths = [], []
+        for image_patches, prompt in zip(patches, prompts, strict=True):
+            ids = torch.tensor(
+                prompt.before + prompt.after + prompt.response, device=patches.device
+            )
+            words = self.embed_tokens(ids).to(patches.dtype)
+            before, after = words[: len(prompt.before)], words[len(prompt.before) :]
+            rows.append(torch.cat([before, image_patches, after]))
+            prompt_lengths.append(len(rows[-1]) - len(prompt.response))
+        lengths = [len(row) for row in rows]
+        inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, L, D)
+        return (
+            inputs,
+            torch.tensor(prompt_lengths, device=patches.device),
+            torch.tensor(lengths, device=patches.device),
+        )
+
+    def _run_joined(
+        self,
+        inputs: torch.Tensor,
+        prompt_lengths: torch.Tensor,
+        lengths: torch.Tensor,
+        cache: Cache | None = None,
+    ) -> torch.Tensor:
+        mask = prefix_attention_mask(
+            prompt_lengths, lengths, inputs.shape[1], self.prompt_attention == "bidirectional"
+        )
+        # Sequences are padded on the right only, so every token's position is its index.
+        positions = torch.arange(inputs.shape[1], device=inputs.device)[None]
+        return self.model.model.language_model(
+            inputs_embeds=inputs,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def _predict_responses(
+        self, states: torch.Tensor, prompt_lengths: torch.Tensor, prompts: list[EncodedPrompt]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits where a label is, and only there."""
+        before_each, labels, images = [], [], []
+        for index, prompt in enumerate(prompts):
+            first = int(prompt_lengths[index]) - 1
+            before_each.append(states[index, first : first + len(prompt.response)])
+            labels.extend(prompt.response)
+            images.extend([index] * len(prompt.response))
+        device = states.device
+        return (
+            self.logits(torch.cat(before_each)),
+            torch.tensor(labels, dtype=torch.long, device=device),
+            torch.tensor(images, dtype=torch.long, device=device),
+        )

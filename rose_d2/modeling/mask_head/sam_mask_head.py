@@ -1,0 +1,166 @@
+"""SAM draws the masks: mask embeddings are its sparse prompts."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from segment_anything.modeling import Sam
+from torch import nn
+
+from rose_d2.layers.mask_ops import mask_coverage, resize_masks
+from rose_d2.modeling.mask_head.build import MASK_HEAD_REGISTRY
+from rose_d2.modeling.mask_head.sam_builders import build_sam
+
+
+@MASK_HEAD_REGISTRY.register()
+class SAMMaskHead(nn.Module):
+    """Unmodified segment-anything; every embedding is one prompt and gives one mask.
+
+    LISA's way of prompting (paper section 3.3, "as the text prompt"). SAM's decoder takes one
+    image a call and fails on zero prompts; this head batches over images and returns an empty
+    result for none.
+    """
+
+    @configurable
+    def __init__(self, *, sam: Sam, pixel_mean: list[float], pixel_std: list[float]) -> None:
+        """
+        Args:
+            sam: image encoder, prompt encoder and mask decoder.
+            pixel_mean: per channel, RGB in 0..255.
+            pixel_std: per channel.
+        """
+        super().__init__()
+        self.image_encoder = sam.image_encoder
+        self.prompt_encoder = sam.prompt_encoder
+        self.mask_decoder = sam.mask_decoder
+        self.image_size = sam.image_encoder.img_size
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {
+            "sam": build_sam(cfg),
+            "pixel_mean": cfg.MODEL.MASK_HEAD.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.MASK_HEAD.PIXEL_STD,
+        }
+
+    @property
+    def prompt_dim(self) -> int:
+        """E, width of a prompt embedding."""
+        return self.prompt_encoder.embed_dim
+
+    @property
+    def mask_side(self) -> int:
+        """Side of the low-resolution logits: four times the embedding grid."""
+        return 4 * self.prompt_encoder.image_embedding_size[0]
+
+    def encode(self, images: list[torch.Tensor]) -> torch.Tensor:
+        """Image embeddings.
+
+        Args:
+            images: B uint8 or float tensors (3, h, w), RGB in 0..255, longest side at most the
+                image size; padded right and bottom here, after normalisation, as SAM does.
+
+        Returns:
+            (B, E, g, g).
+        """
+        views = torch.stack([self._pad(image.to(self.pixel_mean.device)) for image in images])
+        dtype = self.image_encoder.patch_embed.proj.weight.dtype
+        return self.image_encoder(views.to(dtype))
+
+    def decode(
+        self, image_embeddings: torch.Tensor, mask_embeddings: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Masks of every image's prompts.
+
+        Args:
+            image_embeddings: (B, E, g, g).
+            mask_embeddings: B tensors (K_i, E).
+
+        Returns:
+            B tensors (K_i, m, m) of logits in the padded frame; (0, m, m) where K_i is 0.
+        """
+        return [
+            self._decode_one(image[None], prompts)
+            for image, prompts in zip(image_embeddings, mask_embeddings, strict=True)
+        ]
+
+    def upscale(
+        self, low_res_masks: torch.Tensor, input_size: tuple[int, int], output_size: tuple[int, int]
+    ) -> torch.Tensor:
+        """Undo padding and resizing, as `Sam.postprocess_masks`.
+
+        Args:
+            low_res_masks: (K, m, m) logits.
+            input_size: (h, w) of the unpadded view given to `encode`.
+            output_size: (H, W) of the original image.
+
+        Returns:
+            (K, H, W) float32 logits.
+        """
+        square = resize_masks(low_res_masks.float(), (self.image_size, self.image_size))
+        return resize_masks(square[:, : input_size[0], : input_size[1]], output_size)
+
+    def targets(
+        self, masks: torch.Tensor, input_size: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ground truth in the frame of the logits.
+
+        The share of each logit's cell that the mask covers is the target, so that upscaled logits
+        cross zero where the object ends, also between cells.
+
+        Args:
+            masks: (N, I, I) bool, in the LMM's square view, which shows the same image.
+            input_size: (h, w) of the unpadded SAM view.
+
+        Returns:
+            (N, m, m) float in 0..1, and (m, m) bool, False on padding.
+        """
+        height, width = input_size
+        padding = (0, self.image_size - width, 0, self.image_size - height)
+        cell = self.image_size // self.mask_side
+        targets = F.avg_pool2d(F.pad(mask_coverage(masks, input_size), padding), cell)
+        inside = F.pad(torch.ones(1, height, width, device=masks.device), padding)
+        return targets, F.avg_pool2d(inside, cell)[0] >= 0.5
+
+    def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Named parameters by part; those that no output depends on are left out."""
+        return {
+            "sam_image_encoder": list(self.image_encoder.named_parameters()),
+            # With embeddings as the only prompts, just the "no mask" vector is used.
+            "sam_prompt_encoder": [
+                (name, parameter)
+                for name, parameter in self.prompt_encoder.named_parameters()
+                if name.startswith("no_mask_embed.")
+            ],
+            # The predicted IoU is not used: objectness is the score.
+            "sam_mask_decoder": [
+                (name, parameter)
+                for name, parameter in self.mask_decoder.named_parameters()
+                if not name.startswith("iou_prediction_head.")
+            ],
+        }
+
+    def _pad(self, image: torch.Tensor) -> torch.Tensor:
+        height, width = image.shape[-2:]
+        if max(height, width) > self.image_size:
+            raise ValueError(
+                f"SAM's view is {height} x {width}; resize its longest side to {self.image_size}."
+            )
+        normalised = (image.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        return F.pad(normalised, (0, self.image_size - width, 0, self.image_size - height))
+
+    def _decode_one(self, image_embedding: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+        if not len(prompts):
+            return image_embedding.new_zeros(0, self.mask_side, self.mask_side)
+        _, no_mask = self.prompt_encoder(points=None, boxes=None, masks=None)  # (1, E, g, g)
+        masks, _ = self.mask_decoder(
+            image_embeddings=image_embedding,
+            image_pe=self.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=prompts[:, None].to(image_embedding.dtype),  # (K, 1, E)
+            dense_prompt_embeddings=no_mask.expand(len(prompts), -1, -1, -1),
+            multimask_output=False,
+        )
+        return masks[:, 0]  # (K, m, m)

@@ -1,0 +1,200 @@
+"""ROSE: every image patch is a candidate, SAM draws its mask, the language model names it."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from torch import nn
+
+from rose_d2.modeling.backbone.lmm import LMMBackbone
+from rose_d2.modeling.category_decoder import CategoryDecoder
+from rose_d2.modeling.criterion import LossWeights, RoseCriterion
+from rose_d2.modeling.inference import Inference, InferenceSettings
+from rose_d2.modeling.mask_head.build import build_mask_head
+from rose_d2.modeling.patch_analyzer.assignment import NegativeCounts, PatchAssigner
+from rose_d2.modeling.patch_analyzer.build import build_patch_analyzer
+from rose_d2.modeling.patch_analyzer.super_patch import SuperPatchLayout
+from rose_d2.modeling.response_decoder import ResponseDecoder
+from rose_d2.modeling.supervision import Supervisor
+from rose_d2.modeling.text_embeddings import TextEmbeddingBank
+from rose_d2.prompts.conversation import encode_image_prompt
+
+
+@META_ARCH_REGISTRY.register()
+class ROSE(nn.Module):
+    """Open-set dense segmentation with a patch-wise large multimodal model (paper figure 2)."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: LMMBackbone,
+        patch_analyzer: nn.Module,
+        mask_head: nn.Module,
+        supervisor: Supervisor,
+        inference: Inference,
+        response_decoder: ResponseDecoder | None,
+        image_first: bool,
+        trainable_parts: dict[str, bool],
+    ) -> None:
+        """
+        Args:
+            backbone: the LMM.
+            patch_analyzer: objectness and embeddings of patches.
+            mask_head: masks from embeddings.
+            supervisor: losses from proposals and ground truth.
+            inference: outputs from proposals.
+            response_decoder: writes the text response at inference, or None.
+            image_first: the image before the instruction in every prompt.
+            trainable_parts: which parts train, by part name; LoRA always does.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.patch_analyzer = patch_analyzer
+        self.mask_head = mask_head
+        self.supervisor = supervisor
+        self.inference = inference
+        self.response_decoder = response_decoder
+        self.image_first = image_first
+        self._freeze(trainable_parts)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        check_segmentation_framework(cfg)
+        backbone = build_backbone(cfg)
+        mask_head = build_mask_head(cfg)
+        shape = backbone.output_shape()["patch_features"]
+        decoder = CategoryDecoder(backbone.tokenizer, cfg.MODEL.CATEGORY_DECODER.MAX_TOKENS)
+        responses = ResponseDecoder(backbone.tokenizer) if cfg.TEST.GENERATE_RESPONSE else None
+        return {
+            "backbone": backbone,
+            "patch_analyzer": build_patch_analyzer(cfg, shape, mask_head.prompt_dim),
+            "mask_head": mask_head,
+            "supervisor": build_supervisor(cfg, backbone, decoder),
+            "inference": Inference(InferenceSettings.from_config(cfg), decoder),
+            "response_decoder": responses,
+            "image_first": cfg.MODEL.LMM.IMAGE_FIRST,
+            "trainable_parts": {k.lower(): v for k, v in cfg.MODEL.TRAINABLE.items()},
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.patch_analyzer.roles.device
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, torch.Tensor] | list[dict]:
+        """Losses in training, predictions in evaluation.
+
+        Args:
+            batched_inputs: B dicts of `RoseDatasetMapper`:
+
+                * image: uint8 (3, I, I), RGB, the LMM's square view;
+                * sam_image: uint8 (3, h, w), RGB, SAM's view before padding;
+                * prior_mask: float (1, I, I), 0 or 1 (optional);
+                * conversation, task, height, width (the original size);
+                * dataset_name: fixes the vocabulary (optional at inference);
+                * candidates: class candidates (optional, inference);
+                * instances, negative_points, ignore_mask: ground truth (training).
+
+        Returns:
+            In training, scalars by loss name. Otherwise B dicts at the original size:
+
+            * "instances": Instances with pred_masks (N, H, W), pred_boxes, scores, pred_classes
+              (-1: no class), pred_category_names, name_scores, pred_roles, pred_patches;
+            * "sem_seg": (C + 1, H, W) scores (semantic task, with a vocabulary);
+            * "panoptic_seg": (id map (H, W), segments_info) (panoptic task);
+            * "ref_seg" (H, W) bool, "ref_patch", "ref_score" (referring task);
+            * "text": the response, if TEST.GENERATE_RESPONSE.
+        """
+        images, prior_masks = self._images(batched_inputs)
+        prompts = [
+            encode_image_prompt(self.backbone.tokenizer, item["conversation"], self.image_first)
+            for item in batched_inputs
+        ]
+        lmm_output = self.backbone(images, prior_masks, prompts)
+        proposals = self.patch_analyzer.propose(lmm_output)
+        sam_features = self.mask_head.encode([item["sam_image"] for item in batched_inputs])
+        parts = (self.backbone, self.patch_analyzer, self.mask_head)
+        if self.training:
+            return self.supervisor.losses(
+                batched_inputs, lmm_output, proposals, sam_features, *parts
+            )
+        outputs = self.inference(batched_inputs, proposals, sam_features, *parts)
+        if self.response_decoder is not None:
+            texts = self.response_decoder(self.backbone, images, prior_masks, prompts)
+            for output, text in zip(outputs, texts, strict=True):
+                output["text"] = text
+        return outputs
+
+    def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Named parameters by part, trainable or not; what no output depends on is left out."""
+        return {
+            **self.backbone.parts(),
+            "heads": list(self.patch_analyzer.named_parameters()),
+            **self.mask_head.parts(),
+        }
+
+    def trainable_parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """The parameters that train, by part."""
+        parts = {
+            name: [(n, p) for n, p in parameters if p.requires_grad]
+            for name, parameters in self.parts().items()
+        }
+        return {name: parameters for name, parameters in parts.items() if parameters}
+
+    def base_revisions(self) -> dict[str, str]:
+        """Where the frozen bases came from: name and revision of the pretrained LMM."""
+        config = self.backbone.model.config
+        revision = getattr(config, "_commit_hash", None) or "unknown"
+        return {"lmm": config._name_or_path or "random", "lmm_revision": revision}
+
+    def _images(self, batched_inputs: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.stack([item["image"] for item in batched_inputs]).to(self.device)
+        empty = torch.zeros(1, *images.shape[-2:])
+        priors = torch.stack([item.get("prior_mask", empty) for item in batched_inputs])
+        return images, priors.to(self.device)
+
+    def _freeze(self, trainable: dict[str, bool]) -> None:
+        """Train what is switched on, and LoRA; freeze everything else."""
+        self.requires_grad_(False)
+        for name, parameters in self.parts().items():
+            for _, parameter in parameters:
+                parameter.requires_grad_(name == "lora" or trainable[name])
+
+
+def build_supervisor(
+    cfg: CfgNode, backbone: LMMBackbone, decoder: CategoryDecoder
+) -> Supervisor:
+    """The training half, from MODEL.SUPER_PATCH and MODEL.ROSE."""
+    rose = cfg.MODEL.ROSE
+    super_patch = cfg.MODEL.SUPER_PATCH
+    weights = LossWeights(**{name.lower(): value for name, value in rose.LOSS_WEIGHT.items()})
+    return Supervisor(
+        assigner=PatchAssigner(
+            backbone.grid,
+            SuperPatchLayout(super_patch.LAYOUT, super_patch.SCALE_BOUNDS),
+            super_patch.WINDOW,
+            NegativeCounts(
+                rose.NEGATIVES_WRONG_ROLE, rose.NEGATIVES_NOT_ASKED, rose.NEGATIVES_RANDOM
+            ),
+        ),
+        criterion=RoseCriterion(weights, rose.SIGLIP_TEMPERATURE),
+        category_decoder=decoder,
+        text_embeddings=TextEmbeddingBank.from_config(cfg),
+        max_pairs=rose.MAX_PAIRS,
+    )
+
+
+def check_segmentation_framework(cfg: CfgNode) -> None:
+    """Refuse frameworks of Table 3 that are not built.
+
+    Raises:
+        ValueError: unless patches predict masks and embeddings are decoded into names.
+    """
+    rose = cfg.MODEL.ROSE
+    if (rose.SEGMENT_UNIT, rose.CLASSIFY_UNIT) != ("patch", "decode"):
+        raise ValueError(
+            f"MODEL.ROSE.SEGMENT_UNIT {rose.SEGMENT_UNIT!r} with CLASSIFY_UNIT "
+            f"{rose.CLASSIFY_UNIT!r} is not available; use 'patch' with 'decode'."
+        )

@@ -1,0 +1,1 @@
+"""Objectness, embeddings, roles, assignment and selection of patches."""

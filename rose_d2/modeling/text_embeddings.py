@@ -1,0 +1,122 @@
+"""Text embeddings of class names, the targets of the SigLIP head."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, SiglipTextModel
+
+logger = logging.getLogger(__name__)
+
+# SigLIP's zero-shot prompt in transformers, and the only length it was trained with.
+SIGLIP_PROMPT = "This is a photo of {}."
+SIGLIP_LENGTH = 64
+
+
+class TextEmbeddingBank:
+    """Embeddings of names, computed once per vocabulary.
+
+    The text tower is not resident: it is loaded for a new vocabulary, its embeddings are cached
+    (on disk too, where a folder is given) and it is freed again.
+    """
+
+    def __init__(self, source: str, dim: int, cache_dir: str = "") -> None:
+        """
+        Args:
+            source: "ngram", or a folder or hub name of a SigLIP text tower.
+            dim: width of the embeddings; must be the tower's.
+            cache_dir: folder of cached vocabularies, or "".
+        """
+        self.source = source
+        self.dim = dim
+        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else None
+        self._known: dict[tuple[str, ...], torch.Tensor] = {}
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> TextEmbeddingBank:
+        """Bank of MODEL.SIGLIP_TEXT, as wide as the SigLIP head."""
+        text = cfg.MODEL.SIGLIP_TEXT
+        return cls(text.SOURCE, cfg.MODEL.PATCH_ANALYZER.SIGLIP_DIM, text.CACHE_DIR)
+
+    def __call__(self, names: tuple[str, ...]) -> torch.Tensor:
+        """Unit-length embeddings (C, dim) of C names, on the CPU.
+
+        Raises:
+            ValueError: if the text tower's width is not `dim`.
+        """
+        if names not in self._known:
+            if self.source == "ngram":
+                self._known[names] = ngram_embeddings(names, self.dim)
+            else:
+                self._known[names] = self._from_disk_or_tower(names)
+        return self._known[names]
+
+    def _from_disk_or_tower(self, names: tuple[str, ...]) -> torch.Tensor:
+        if self.cache_dir is None:
+            return self._from_tower(names)
+        key = hashlib.sha256("\n".join((self.source, *names)).encode()).hexdigest()[:16]
+        path = self.cache_dir / f"{key}.safetensors"
+        if not path.is_file():
+            self.cache_dir.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{os.getpid()}.tmp")
+            save_file({"embeddings": self._from_tower(names)}, partial)
+            partial.replace(path)
+        return load_file(path)["embeddings"]
+
+    def _from_tower(self, names: tuple[str, ...]) -> torch.Tensor:
+        logger.info("Embedding %d class names with %s", len(names), self.source)
+        tower = SiglipTextModel.from_pretrained(self.source).eval()
+        tokenizer = AutoTokenizer.from_pretrained(self.source)
+        # The pooled state is the last position's, padding included: always pad to full length.
+        tokens = tokenizer(
+            [SIGLIP_PROMPT.format(name) for name in names],
+            padding="max_length",
+            max_length=SIGLIP_LENGTH,
+            truncation=True,
+            return_tensors="pt",
+        )
+        with torch.no_grad():
+            embeddings = tower(input_ids=tokens["input_ids"]).pooler_output
+        if embeddings.shape[1] != self.dim:
+            raise ValueError(
+                f"{self.source} embeds text in {embeddings.shape[1]} numbers but "
+                f"MODEL.PATCH_ANALYZER.SIGLIP_DIM is {self.dim}; make them equal."
+            )
+        return F.normalize(embeddings.float(), dim=-1)
+
+
+def ngram_embeddings(names: tuple[str, ...], dim: int) -> torch.Tensor:
+    """Deterministic stand-in for a text tower: hashed character n-grams.
+
+    Every n-gram of one to three letters (word borders included) adds a sign vector seeded by its
+    hash, so names that share letters or words are near each other. It carries no meaning.
+
+    Args:
+        names: C names.
+        dim: width of the embeddings.
+
+    Returns:
+        (C, dim) float32, unit length.
+    """
+    rows = []
+    for name in names:
+        text = f" {name} "
+        row = torch.zeros(dim)
+        for size in (1, 2, 3):
+            for start in range(len(text) - size + 1):
+                row += _signs(text[start : start + size], dim)
+        rows.append(row)
+    return F.normalize(torch.stack(rows), dim=-1)
+
+
+def _signs(ngram: str, dim: int) -> torch.Tensor:
+    digest = hashlib.shake_256(ngram.encode()).digest((dim + 7) // 8)
+    bits = [(byte >> shift) & 1 for byte in digest for shift in range(8)][:dim]
+    return torch.tensor(bits, dtype=torch.float32) * 2 - 1

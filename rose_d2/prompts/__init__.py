@@ -1,0 +1,1 @@
+"""Everything made of words: templates, conversations and tokenizers."""

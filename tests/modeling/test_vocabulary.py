@@ -1,0 +1,128 @@
+import pytest
+import torch
+from detectron2.data import Metadata
+
+from rose_d2.modeling.vocabulary import CategoryVocabulary, ClassSimilarity
+
+
+@pytest.fixture
+def vocabulary():
+    names = ["person", "stop sign", "building, edifice, tall house", "glasses", "grass"]
+    return CategoryVocabulary(names, [True] * 4 + [False], synonyms={"person": ["pedestrian"]})
+
+
+@pytest.mark.parametrize(
+    ("name", "class_id", "rule"),
+    [
+        ("person", 0, "exact"),
+        ("building", 2, "exact"),
+        ("building, edifice, tall house", 2, "exact"),
+        ("People", 0, "normalised"),
+        ("the stop-signs.", 1, "normalised"),
+        ("glass", 3, "normalised"),
+        ("Grass", 4, "normalised"),
+        ("edifices", 2, "synonym"),
+        ("a Tall House", 2, "synonym"),
+        ("pedestrian", 0, "synonym"),
+        ("zebra", -1, "unmapped"),
+        ("", -1, "unmapped"),
+        ("stop", -1, "unmapped"),
+    ],
+)
+def test_each_rule_maps_what_it_should(vocabulary, name, class_id, rule):
+    mapping = vocabulary.map_names([name])
+    assert (mapping.class_ids.tolist(), mapping.rules) == ([class_id], [rule])
+
+
+def test_mapping_unpacks_and_keeps_the_order(vocabulary):
+    class_ids, rules = vocabulary.map_names(["zebra", "grass", "person"])
+    assert class_ids.dtype == torch.long and class_ids.tolist() == [-1, 4, 0]
+    assert rules == ["unmapped", "exact", "exact"]
+    assert vocabulary.map_names([]).class_ids.shape == (0,)
+
+
+def test_a_class_spelled_in_the_singular_wins_over_the_singular_of_another():
+    vocabulary = CategoryVocabulary(["glasses", "glass"], [True, True])
+    assert vocabulary.map_names(["Glass", "Glasses"]).class_ids.tolist() == [1, 0]
+
+
+def test_an_earlier_rule_wins_over_an_earlier_class():
+    vocabulary = CategoryVocabulary(["door, screen", "Screen"], [True, True])
+    assert vocabulary.map_names(["screen"]) == (torch.tensor([1]), ["normalised"])
+
+
+def test_thing_flags_and_length(vocabulary):
+    assert len(vocabulary) == 5
+    assert vocabulary.is_thing == [True, True, True, True, False]
+    assert vocabulary.class_names[2] == "building"
+
+
+def _similarity(threshold):
+    embeddings = {"zebra": [1.0, 0.1], "tree": [-1.0, -1.0]}
+    return ClassSimilarity(
+        bank=torch.tensor([[2.0, 0.0], [0.0, 3.0]]),
+        threshold=threshold,
+        embed_names=lambda names: torch.tensor([embeddings[name] for name in names]),
+    )
+
+
+def test_similarity_maps_only_the_rest_and_only_above_its_threshold():
+    vocabulary = CategoryVocabulary(["horse", "car"], [True, True], similarity=_similarity(0.9))
+    class_ids, rules = vocabulary.map_names(["Car", "zebra", "tree"])
+    assert class_ids.tolist() == [1, 0, -1]
+    assert rules == ["normalised", "similarity", "unmapped"]
+    strict = CategoryVocabulary(["horse", "car"], [True, True], similarity=_similarity(0.999))
+    assert strict.map_names(["zebra"]).rules == ["unmapped"]
+
+
+def test_similarity_prefers_the_predicted_embeddings():
+    vocabulary = CategoryVocabulary(["horse", "car"], [True, True], similarity=_similarity(0.9))
+    predicted = torch.tensor([[9.0, 9.0], [0.0, 1.0]])
+    assert vocabulary.map_names(["horse", "zebra"], predicted).class_ids.tolist() == [0, 1]
+
+
+def test_similarity_without_any_embedding_says_so():
+    similarity = ClassSimilarity(torch.eye(2), 0.5)
+    vocabulary = CategoryVocabulary(["horse", "car"], [True, True], similarity=similarity)
+    with pytest.raises(ValueError, match="embed_names"):
+        vocabulary.map_names(["zebra"])
+
+
+def test_bad_class_lists_are_refused():
+    with pytest.raises(ValueError, match="2 class names but 1 thing flags"):
+        CategoryVocabulary(["a", "b"], [True])
+    with pytest.raises(ValueError, match="empty class name"):
+        CategoryVocabulary(["a", " "], [True, True])
+    with pytest.raises(ValueError, match="'zebra', which is not a class"):
+        CategoryVocabulary(["horse"], [True], synonyms={"zebra": ["striped horse"]})
+
+
+def test_instance_metadata_gives_things_only():
+    metadata = Metadata(evaluator_type="coco", thing_classes=["dog", "cat"], stuff_classes=["sky"])
+    vocabulary = CategoryVocabulary.from_metadata(metadata)
+    assert vocabulary.class_names == ["dog", "cat"] and vocabulary.is_thing == [True, True]
+
+
+def test_panoptic_metadata_gives_all_classes_with_flags():
+    metadata = Metadata(
+        evaluator_type="coco_panoptic_seg",
+        thing_classes=["dog", "cat"],
+        stuff_classes=["dog", "cat", "sky"],
+        thing_dataset_id_to_contiguous_id={7: 0, 9: 1},
+        class_synonyms={"dog": ["puppy"]},
+    )
+    vocabulary = CategoryVocabulary.from_metadata(metadata)
+    assert vocabulary.is_thing == [True, True, False]
+    assert vocabulary.map_names(["puppy", "sky"]).class_ids.tolist() == [0, 2]
+
+
+def test_semantic_metadata_without_things_is_all_stuff():
+    metadata = Metadata(evaluator_type="sem_seg", stuff_classes=["wall", "sky"])
+    assert CategoryVocabulary.from_metadata(metadata).is_thing == [False, False]
+
+
+def test_metadata_without_classes_or_type_is_refused():
+    with pytest.raises(ValueError, match="no thing_classes"):
+        CategoryVocabulary.from_metadata(Metadata(evaluator_type="coco"))
+    with pytest.raises(ValueError, match="'lvis'.*coco, sem_seg"):
+        CategoryVocabulary.from_metadata(Metadata(evaluator_type="lvis", thing_classes=["dog"]))
