@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--overwrite", action="store_true", help="redo images that are done")
     parser.add_argument(
-        "--no-overlay", action="store_true", help="write no pictures, only predictions.json"
+        "--no-overlay", action="store_true", help="draw no overlays and no contact sheet"
     )
     parser.add_argument(
         "--opts",

@@ -78,8 +78,13 @@ class FolderRun:
         self.predictions = PredictionsFile.open(path, info, overwrite=overwrite)
         self.images = list(images)
         self.todo = [image for image in images if overwrite or not self._is_done(image)]
+        self._taken = {entry["result_name"].casefold() for entry in self.predictions.images()}
+        self.done = 0
         self.failures: list[str] = []
-        self.predictor = RosePredictor(cfg) if self.todo else None
+        if self.todo:
+            self.predictor = RosePredictor(cfg)
+            # Now, so that a folder that cannot be written is found out before the work.
+            self.predictions.save()
 
     def run(self) -> int:
         """Segment what is not done yet and report.
@@ -93,8 +98,9 @@ class FolderRun:
         except KeyboardInterrupt:
             interrupted = True
         finally:
-            self.predictions.save()
-        if self.overlay and self.todo:
+            if self.todo:
+                self.predictions.save()
+        if self.overlay and self.done:
             self._write_contact_sheet()
         self._report(interrupted)
         return 130 if interrupted else int(bool(self.failures))
@@ -143,6 +149,8 @@ class FolderRun:
             ids = panoptic_ids(segments, image.shape[:2])
             save_image(ids, self.output / "panoptic" / f"{name}.png")
         self.predictions.add(file_name_of(path), image.shape[:2], segments, result_name=name)
+        self._taken.add(name.casefold())
+        self.done += 1
 
     def _draw(self, image: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
         visualizer = RoseVisualizer(image)
@@ -171,10 +179,9 @@ class FolderRun:
         entry = self.predictions.find(file_name_of(path))
         if entry is not None:
             return entry["result_name"]
-        taken = {other["result_name"].casefold() for other in self.predictions.images()}
         numbered = (f"{path.stem}_{number}" for number in itertools.count(2))
         names = itertools.chain([path.stem, f"{path.resolve().parent.name}_{path.stem}"], numbered)
-        return next(name for name in names if name.casefold() not in taken)
+        return next(name for name in names if name.casefold() not in self._taken)
 
     def _write_contact_sheet(self) -> None:
         entries = (self.predictions.find(file_name_of(path)) for path in self.images)
@@ -189,11 +196,12 @@ class FolderRun:
             save_image(contact_sheet(pictures, captions), self.output / "contact_sheet.jpg")
 
     def _report(self, interrupted: bool) -> None:
-        done = sum(self._is_done(path) for path in self.todo)
         earlier = len(self.images) - len(self.todo)
-        print(f"{done} images segmented" + (f", {earlier} were done before" if earlier else ""))
+        print(
+            f"{self.done} images segmented" + (f", {earlier} were done before" if earlier else "")
+        )
         print(f"predictions:   {self.predictions.path}")
-        if self.overlay and done + earlier:
+        if self.overlay and self.done + earlier:
             print(f"pictures:      {self.output / 'overlays'}")
             print(f"contact sheet: {self.output / 'contact_sheet.jpg'}")
         if self.failures:

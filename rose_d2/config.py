@@ -12,6 +12,7 @@ def add_rose_config(cfg: CN) -> None:
     Args:
         cfg: the node returned by `detectron2.config.get_cfg()`.
     """
+    # The parts under which detectron2 finds ROSE.
     cfg.MODEL.META_ARCHITECTURE = "ROSE"
     cfg.MODEL.BACKBONE.NAME = "LlavaOneVisionBackbone"
     # Load weights whose keys do not match the model; missing parts keep their initial values.
@@ -50,6 +51,7 @@ def _add_lmm(cfg: CN) -> None:
     cfg.MODEL.LMM.GRADIENT_CHECKPOINTING = False
 
     cfg.MODEL.LORA = CN()
+    # Low-rank adapters in the language model (section 4.1).
     cfg.MODEL.LORA.ENABLED = False
     # Rank and dropout are LISA's; alpha 32 on all linear layers is the paper's best (Table 5).
     cfg.MODEL.LORA.RANK = 8
@@ -68,14 +70,16 @@ def _add_lmm(cfg: CN) -> None:
 
 
 def _add_trainable(cfg: CN) -> None:
-    # What trains besides LoRA (section 4.1): everything not switched on here is frozen.
+    # What trains besides LoRA: the defaults are section 4.1's, the rest is frozen.
     cfg.MODEL.TRAINABLE = CN()
+    # LMM: SigLIP, its patch embedding, projector, Qwen2 without its embedding and output layer.
     cfg.MODEL.TRAINABLE.VISION_TOWER = False
     cfg.MODEL.TRAINABLE.PATCH_EMBED = True
     cfg.MODEL.TRAINABLE.PROJECTOR = False
     cfg.MODEL.TRAINABLE.LANGUAGE_MODEL = False
     cfg.MODEL.TRAINABLE.EMBED_TOKENS = True
     cfg.MODEL.TRAINABLE.LM_HEAD = True
+    # The patch analyzer, and SAM.
     cfg.MODEL.TRAINABLE.HEADS = True
     cfg.MODEL.TRAINABLE.SAM_IMAGE_ENCODER = False
     cfg.MODEL.TRAINABLE.SAM_PROMPT_ENCODER = False
@@ -92,6 +96,7 @@ def _add_heads(cfg: CN) -> None:
     cfg.MODEL.SUPER_PATCH.SCALE_BOUNDS = [32.0, 96.0]
 
     cfg.MODEL.PATCH_ANALYZER = CN()
+    # An entry of PATCH_ANALYZER_REGISTRY.
     cfg.MODEL.PATCH_ANALYZER.NAME = "StandardPatchAnalyzer"
     # Hidden width of the four projectors (section 4.1).
     cfg.MODEL.PATCH_ANALYZER.HIDDEN_DIM = 3584
@@ -101,6 +106,7 @@ def _add_heads(cfg: CN) -> None:
     cfg.MODEL.PATCH_ANALYZER.ROLE_CONDITIONING = "embedding"
 
     cfg.MODEL.MASK_HEAD = CN()
+    # An entry of MASK_HEAD_REGISTRY.
     cfg.MODEL.MASK_HEAD.NAME = "SAMMaskHead"
     # vit_h | vit_l | vit_b | tiny.
     cfg.MODEL.MASK_HEAD.SAM_ARCH = "vit_h"
@@ -108,6 +114,7 @@ def _add_heads(cfg: CN) -> None:
     cfg.MODEL.MASK_HEAD.SAM_CHECKPOINT = ""
     # Longest side of SAM's view in pixels, padded to a square.
     cfg.MODEL.MASK_HEAD.IMAGE_SIZE = 1024
+    # SAM's normalisation, RGB in 0..255.
     cfg.MODEL.MASK_HEAD.PIXEL_MEAN = [123.675, 116.28, 103.53]
     cfg.MODEL.MASK_HEAD.PIXEL_STD = [58.395, 57.12, 57.375]
 
@@ -140,11 +147,13 @@ def _add_loss(cfg: CN) -> None:
     cfg.MODEL.ROSE.MAX_COUNTED_NAMES = 20
 
     cfg.MODEL.ROSE.LOSS_WEIGHT = CN()
+    # Weights of the sum in equation 6.
     cfg.MODEL.ROSE.LOSS_WEIGHT.TEXT = 1.0
     cfg.MODEL.ROSE.LOSS_WEIGHT.CATEGORY = 1.0
     # LISA's weights, which the paper follows (section 3.5).
     cfg.MODEL.ROSE.LOSS_WEIGHT.MASK_BCE = 2.0
     cfg.MODEL.ROSE.LOSS_WEIGHT.MASK_DICE = 0.5
+    # Equation 6 again.
     cfg.MODEL.ROSE.LOSS_WEIGHT.OBJECTNESS = 1.0
     cfg.MODEL.ROSE.LOSS_WEIGHT.SIGLIP = 1.0
 

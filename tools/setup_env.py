@@ -92,7 +92,7 @@ def likely_cause(output: str) -> str:
         return "a downloaded file is not the tested one (its hash differs)"
     network = r"resolution|resolve host|NewConnection|Connection ?(refused|reset|Timeout)"
     if re.search(rf"{network}|unreachable|timed out|from versions: none", output, re.IGNORECASE):
-        return "the package registry could not be reached (is there a network?)"
+        return "the package registry or GitHub could not be reached (is there a network?)"
     return "its last lines are above"
 
 

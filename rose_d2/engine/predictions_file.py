@@ -64,7 +64,9 @@ class PredictionsFile:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"is not a file of predictions ({error!r})"
         if not overwrite:
-            raise ValueError(f"{path} {reason}; choose another output folder, or overwrite it (--overwrite).")
+            raise ValueError(
+                f"{path} {reason}; choose another output folder, or overwrite it (--overwrite)."
+            )
         return cls(path, info)
 
     def __len__(self) -> int:

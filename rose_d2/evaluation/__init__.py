@@ -1,4 +1,4 @@
-"""Evaluators by dataset type, and the file the results go to."""
+"""Evaluators by dataset type."""
 
 from rose_d2.evaluation.build import build_evaluator
 from rose_d2.evaluation.category_evaluation import CategoryNameEvaluator
@@ -8,7 +8,6 @@ from rose_d2.evaluation.dense_evaluation import (
     RoseSemSegEvaluator,
 )
 from rose_d2.evaluation.referring_evaluation import RefCOCOEvaluator
-from rose_d2.evaluation.results_io import write_results
 
 __all__ = [
     "CategoryNameEvaluator",
@@ -17,5 +16,4 @@ __all__ = [
     "RosePanopticEvaluator",
     "RoseSemSegEvaluator",
     "build_evaluator",
-    "write_results",
 ]

@@ -62,10 +62,10 @@ class CategoryNameEvaluator(DatasetEvaluator):
     Annotated objects and predictions are paired greedily by descending mask IoU, one to one and
     whatever their names; an object is found if its pair has an IoU of at least 0.5.
 
-    * IoU-found: mean IoU of the found objects; IoU-all: of all objects, 0 without a pair;
+    * IoU_found: mean IoU of the found objects; IoU_all: of all objects, 0 without a pair;
     * recall, and recall-{size}: share of objects found. Sizes are those of the super-patch roles:
       stuff, or sqrt(area) in the model's square view against the scale bounds;
-    * name-exact, name-normalised, name-class: share of found objects whose prediction has the
+    * name_exact, name_normalised, name_class: share of found objects whose prediction has the
       right name, the right name up to normalisation, the right class by any rule;
     * rule-{rule}: share of all predictions that each rule of `CategoryVocabulary` mapped.
 
@@ -183,16 +183,16 @@ def name_metrics(matches: Sequence[ObjectMatch]) -> dict[str, float]:
     """
     found = [match for match in matches if match.found]
     metrics = {
-        "IoU-found": _percent(math.fsum(match.iou for match in found), len(found)),
-        "IoU-all": _percent(math.fsum(match.iou for match in matches), len(matches)),
+        "IoU_found": _percent(math.fsum(match.iou for match in found), len(found)),
+        "IoU_all": _percent(math.fsum(match.iou for match in matches), len(matches)),
         "recall": _percent(len(found), len(matches)),
     }
     for index, size in enumerate(_SIZES):
         of_size = [match for match in matches if match.size == index]
         metrics[f"recall-{size}"] = _percent(sum(m.found for m in of_size), len(of_size))
-    metrics["name-exact"] = _percent(sum(m.exact for m in found), len(found))
-    metrics["name-normalised"] = _percent(sum(m.normalised for m in found), len(found))
-    metrics["name-class"] = _percent(sum(m.right_class for m in found), len(found))
+    metrics["name_exact"] = _percent(sum(m.exact for m in found), len(found))
+    metrics["name_normalised"] = _percent(sum(m.normalised for m in found), len(found))
+    metrics["name_class"] = _percent(sum(m.right_class for m in found), len(found))
     return metrics
 
 

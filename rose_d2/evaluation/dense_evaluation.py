@@ -58,12 +58,13 @@ class RoseSemSegEvaluator(SemSegEvaluator):
             distributed: gather the counts of all processes.
             output_dir: where detectron2 writes the predictions; None writes nothing.
         """
-        super().__init__(
-            dataset_name, distributed, output_dir, sem_seg_loading_fn=self._load_labels
-        )
+        super().__init__(dataset_name, distributed, output_dir)
         self._num_dataset_classes = self._num_classes
         self._class_names = [*self._class_names, "no object"]
         self._num_classes += 1
+        # detectron2 multiplies label differences as uint8, which overflows from 16 classes on:
+        # a prediction equal to the ground truth can get a boundary IoU of 0.
+        self._compute_boundary_iou = False
 
     def reset(self) -> None:
         """Forget all predictions."""
@@ -74,10 +75,17 @@ class RoseSemSegEvaluator(SemSegEvaluator):
         """
         Args:
             inputs: with the "file_name" of the dataset.
-            outputs: with "sem_seg" (C + 1, H, W) at original size; "instances" are optional.
+            outputs: with "sem_seg" (C + 1, H, W), non-negative scores at original size;
+                "instances" are optional.
         """
-        super().process(inputs, outputs)
-        for output in outputs:
+        size = self._num_classes + 1  # and the unlabelled pixels
+        for sample, output in zip(inputs, outputs, strict=True):
+            predicted = _best_channel(output["sem_seg"]).cpu().numpy()
+            truth = self._load_labels(self.input_file_to_gt_file[sample["file_name"]])
+            truth[truth == self._ignore_label] = self._num_classes
+            pairs = np.bincount((size * predicted + truth).ravel(), minlength=size * size)
+            self._conf_matrix += pairs.reshape(size, size)
+            self._predictions.extend(self.encode_json_sem_seg(predicted, sample["file_name"]))
             if "instances" in output:
                 instances = output["instances"]
                 areas = instances.pred_masks.flatten(1).sum(dim=1)
@@ -115,10 +123,9 @@ class RoseSemSegEvaluator(SemSegEvaluator):
             )
         return json_list
 
-    def _load_labels(self, path: str, dtype: type = int, **_: object) -> np.ndarray:
-        """detectron2's own loader asks NumPy 2 for an array without a copy, which that refuses."""
+    def _load_labels(self, path: str) -> np.ndarray:
         with PathManager.open(path, "rb") as file:
-            labels = np.array(Image.open(file), dtype=dtype)
+            labels = np.array(Image.open(file), dtype=np.int64)
         known = (labels >= 0) & (labels < self._num_dataset_classes)
         strange = np.unique(labels[~known & (labels != self._ignore_label)])
         if len(strange):
@@ -141,6 +148,17 @@ class RosePanopticEvaluator(COCOPanopticEvaluator):
         """
         cleaned = [{"panoptic_seg": _official_segments(*out["panoptic_seg"])} for out in outputs]
         super().process(inputs, cleaned)
+
+
+def _best_channel(sem_seg: torch.Tensor) -> torch.Tensor:
+    """Channel of the highest score per pixel, long (H, W).
+
+    Channels without any score, nearly all of them in a large vocabulary, are not looked at again.
+    """
+    channels = (sem_seg.flatten(1).amax(dim=1) > 0).nonzero().flatten()
+    if len(channels) == 0:
+        return sem_seg.argmax(dim=0)
+    return channels[sem_seg[channels].argmax(dim=0)]
 
 
 def _without_unmapped(output: dict) -> dict:

@@ -19,8 +19,9 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 from torch import Tensor
 
+from rose_d2.data.annotated_regions import decode_annotations
 from rose_d2.evaluation.ground_truth import decode_segmentation
-from rose_d2.layers.mask_ops import mask_centre, resize_masks
+from rose_d2.layers.mask_ops import mask_centre
 from rose_d2.structures.patch_grid import PatchGrid
 
 logger = logging.getLogger(__name__)
@@ -145,7 +146,8 @@ class RefCOCOEvaluator(DatasetEvaluator):
                 f"Got an answer to (ref_id, sent_id) {key}, which dataset {self._dataset_name!r} "
                 "does not have; evaluate with the loader of the same dataset."
             )
-        targets = self._decode_targets(self._samples[key])
+        sample = self._samples[key]
+        targets = self._decode_targets(sample)
         answer = output["ref_seg"].to(device="cpu", dtype=torch.bool)
         if answer.shape != targets.shape[1:]:
             raise ValueError(
@@ -155,30 +157,29 @@ class RefCOCOEvaluator(DatasetEvaluator):
         target = targets.any(dim=0)
         patch_right = -1
         if "ref_patch" in output:
-            patch_right = int(int(output["ref_patch"]) in self._window_patches(targets))
+            patch_right = int(int(output["ref_patch"]) in self._window_patches(sample))
         intersection, union = int((answer & target).sum()), int((answer | target).sum())
         return SentenceScore(*key, intersection, union, patch_right)
 
     def _decode_targets(self, sample: dict) -> Tensor:
         """One mask per target, bool (T, H, W)."""
         size = sample["height"], sample["width"]
-        annotations = [sample["annotations"][index] for index in sample["target_indices"]]
-        masks = [decode_segmentation(annotation, *size) for annotation in annotations]
+        masks = [decode_segmentation(annotation, *size) for annotation in _targets(sample)]
         return torch.stack(masks) if masks else torch.zeros(0, *size, dtype=torch.bool)
 
-    def _window_patches(self, targets: Tensor) -> set[int]:
-        """Patches that may answer for the targets: the windows around their centres."""
+    def _window_patches(self, sample: dict) -> set[int]:
+        """Patches that may answer: the windows around the targets' centres, as in training."""
         grid = self._patch_grid
+        size = sample["height"], sample["width"]
         patches: set[int] = set()
-        for mask in targets[targets.flatten(1).any(dim=1)]:
-            view = resize_masks(mask[None], (grid.image_size, grid.image_size))[0]
+        for annotation in _targets(sample):
+            view = decode_annotations([annotation], *size, grid.image_size).masks[0]
+            if not view.any():  # crowd, or lost between the pixels of the view
+                view = decode_segmentation(annotation, *size).numpy()
             if view.any():
-                x, y = mask_centre(view)
-            else:  # thinner than half a pixel of the view
-                x, y = mask_centre(mask)
-                x *= grid.image_size / mask.shape[1]
-                y *= grid.image_size / mask.shape[0]
-            patches.update(grid.window((x, y), self._window).tolist())
+                x, y = mask_centre(torch.from_numpy(view))
+                x, y = x / view.shape[1] * grid.image_size, y / view.shape[0] * grid.image_size
+                patches.update(grid.window((x, y), self._window).tolist())
         return patches
 
     def _refuse_incomplete(self, scores: Sequence[SentenceScore]) -> None:
@@ -233,6 +234,10 @@ def _percent(part: float, whole: int) -> float:
 
 def _key(sample: dict) -> tuple[int, int]:
     return int(sample["ref_id"]), int(sample["sent_id"])
+
+
+def _targets(sample: dict) -> list[dict]:
+    return [sample["annotations"][index] for index in sample["target_indices"]]
 
 
 def _some(keys: Sequence[tuple[int, int]], limit: int = 5) -> str:

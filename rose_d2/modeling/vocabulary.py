@@ -131,15 +131,18 @@ class CategoryVocabulary:
 
         Args:
             metadata: detectron2 metadata with `evaluator_type` and the class lists of its type:
-                `thing_classes` for instance and referring data, `stuff_classes` with all classes
-                in label order for semantic and panoptic data.
+                `thing_classes` for instance and referring data (the latter may have none),
+                `stuff_classes` with all classes in label order for semantic and panoptic data.
             similarity: enables the similarity rule.
 
         Raises:
             ValueError: if the evaluator type is unknown or its class list is missing.
         """
         evaluator_type = metadata.get("evaluator_type", None)
-        if evaluator_type in ("coco", "refcoco"):
+        if evaluator_type == "refcoco":  # RefCLEF, for one, has expressions but no classes
+            names = list(metadata.get("thing_classes", None) or [])
+            is_thing = [True] * len(names)
+        elif evaluator_type == "coco":
             names = _require_classes(metadata, "thing_classes")
             is_thing = [True] * len(names)
         elif evaluator_type in ("sem_seg", "coco_panoptic_seg"):

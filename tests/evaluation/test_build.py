@@ -39,7 +39,7 @@ def test_ground_truth_passes_through_the_dense_evaluators(cfg, scenes, perfect, 
     headline = {"coco": ("segm", "AP"), "sem_seg": ("sem_seg", "mIoU")}
     task, metric = headline.get(kind, ("panoptic_seg", "PQ"))
     assert results[task][metric] == pytest.approx(100)
-    assert results["names"]["name-exact"] == 100
+    assert results["names"]["name_exact"] == 100
     assert (scenes.root / "run" / "inference" / scenes.names[kind]).is_dir()
 
 

@@ -38,7 +38,7 @@ def test_ground_truth_scores_100(scenes, perfect, kind):
         for output in perfect.values():
             output["instances"] = output["instances"][output["instances"].pred_classes < 2]
     results = _run(scenes, perfect, kind)
-    for metric in ("IoU-found", "IoU-all", "recall", "name-exact", "name-normalised", "name-class"):
+    for metric in ("IoU_found", "IoU_all", "recall", "name_exact", "name_normalised", "name_class"):
         assert results[metric] == 100
     assert results["rule-exact"] == 100 and results["rule-unmapped"] == 0
 
@@ -52,9 +52,9 @@ def test_pairs_are_one_to_one_best_iou_first(scenes, instances_from):
     rows = [(both, "cat", 1, 0.9), (part, "Cats", 1, 0.8), (ids == 20, "zebra", -1, 0.7)]
     results = _run(scenes, _second_scene_only(scenes, instances_from, rows), "coco")
     # `both` has IoU 480/870 with the left cat, more than `part`; the right one keeps nothing.
-    assert results["IoU-found"] == pytest.approx(100 * 480 / 870)
-    assert results["IoU-all"] == pytest.approx(100 * 480 / 870 / 4)
-    assert results["recall"] == 25 and results["name-exact"] == 100
+    assert results["IoU_found"] == pytest.approx(100 * 480 / 870)
+    assert results["IoU_all"] == pytest.approx(100 * 480 / 870 / 4)
+    assert results["recall"] == 25 and results["name_exact"] == 100
     assert results["rule-exact"] == pytest.approx(100 / 3)
     assert results["rule-normalised"] == pytest.approx(100 / 3)
     assert results["rule-unmapped"] == pytest.approx(100 / 3)
@@ -65,8 +65,8 @@ def test_an_iou_of_exactly_one_half_is_found(scenes, instances_from):
     half[25:] = False
     rows = [(half, "the Cats", 1, 0.9)]
     results = _run(scenes, _second_scene_only(scenes, instances_from, rows), "coco")
-    assert results["recall"] == 25 and results["IoU-found"] == 50
-    assert results["name-exact"] == 0 and results["name-normalised"] == 100
+    assert results["recall"] == 25 and results["IoU_found"] == 50
+    assert results["name_exact"] == 0 and results["name_normalised"] == 100
 
 
 def test_a_right_name_of_the_wrong_class_is_wrong(scenes, perfect):
@@ -75,7 +75,7 @@ def test_a_right_name_of_the_wrong_class_is_wrong(scenes, perfect):
     instances.pred_classes[1] = 0
     results = _run(scenes, perfect)
     assert results["recall"] == 100
-    assert results["name-exact"] == results["name-class"] == pytest.approx(100 * 6 / 7)
+    assert results["name_exact"] == results["name_class"] == pytest.approx(100 * 6 / 7)
 
 
 def test_a_class_that_spelling_does_not_explain_came_from_similarity(scenes, perfect):
@@ -83,8 +83,8 @@ def test_a_class_that_spelling_does_not_explain_came_from_similarity(scenes, per
     instances.pred_category_names = type(instances.pred_category_names)(["lawn", "cat", "cat"])
     results = _run(scenes, perfect)
     assert results["rule-similarity"] == pytest.approx(100 / 7)
-    assert results["name-class"] == 100
-    assert results["name-normalised"] == pytest.approx(100 * 6 / 7)
+    assert results["name_class"] == 100
+    assert results["name_normalised"] == pytest.approx(100 * 6 / 7)
 
 
 # In a square view of 100: the dog (20 x 10 of 60 x 40) has scale 100 * sqrt(200 / 2400) = 28.9,
@@ -104,8 +104,8 @@ def test_recall_per_size_in_the_square_view(scenes, perfect):
 def test_no_prediction(scenes, instances_from):
     outputs = {i: {"instances": instances_from(ids, [])} for i, ids in scenes.ids.items()}
     results = _run(scenes, outputs)
-    assert results["recall"] == results["IoU-all"] == 0
-    assert math.isnan(results["name-exact"]) and math.isnan(results["rule-exact"])
+    assert results["recall"] == results["IoU_all"] == 0
+    assert math.isnan(results["name_exact"]) and math.isnan(results["rule-exact"])
 
 
 def test_without_annotated_objects_only_the_rules_are_reported(scenes, perfect):

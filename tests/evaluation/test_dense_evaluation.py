@@ -82,6 +82,7 @@ class TestSemSeg:
         for metric in ("mIoU", "fwIoU", "mACC", "pACC", "IoU-sky"):
             assert results[metric] == pytest.approx(100)
         assert results["no_object"] == 0 and results["unmapped"] == 0
+        assert not any("oundary" in key or "B-Iou" in key for key in results)
 
     def test_no_object_is_a_missed_pixel_not_an_ignored_one(self, scenes, perfect):
         perfect[1]["sem_seg"][-1, :, :30] = 2.0
@@ -112,6 +113,11 @@ class TestSemSeg:
         predicted_on_labelled = matrix.sum(axis=1)[:4]
         ious = hits / (matrix.sum(axis=0)[:4] + predicted_on_labelled - hits)
         assert self._run(scenes, perfect)["mIoU"] == pytest.approx(100 * ious.mean(), abs=1e-9)
+
+    def test_without_any_score_nothing_crashes(self, scenes, perfect):
+        for output in perfect.values():
+            output["sem_seg"].zero_()
+        assert 0 <= self._run(scenes, perfect)["mIoU"] < 20
 
     def test_no_object_everywhere_scores_zero(self, scenes, perfect):
         for output in perfect.values():

@@ -108,27 +108,42 @@ def test_no_sentences_give_nan():
     assert all(math.isnan(value) for value in referring_metrics([]).values())
 
 
-# Scene 1 is 40 x 60, the view 60 x 60 in patches of 10: the dog's centre (16, 9) lies at
-# (16, 13.5) of the view, in row 1, column 1. Its 3 x 3 window is rows and columns 0 to 2.
-@pytest.mark.parametrize(("patch", "right"), [(0, 100), (14, 100), (3, 0), (18, 0), (-1, 0)])
+# Scene 1 is 40 x 60, the view 60 x 60 in patches of 10: the cat's centre (36, 25) lies at
+# (36, 37.5) of the view, in row 3, column 3. Its 3 x 3 window is rows and columns 2 to 4.
+@pytest.mark.parametrize(("patch", "right"), [(14, 100), (28, 100), (9, 0), (29, 0), (-1, 0)])
 def test_answer_patch_must_lie_in_the_window_of_the_square_view(evaluator, scenes, patch, right):
-    dog_only = scenes.dicts["refcoco"][:1]
-    evaluator._samples = {(100, 0): dog_only[0]}
-    evaluator.process(dog_only, [{"ref_seg": _truth(scenes, dog_only[0]), "ref_patch": patch}])
+    cat_only = scenes.dicts["refcoco"][2:3]
+    evaluator._samples = {(101, 2): cat_only[0]}
+    evaluator.process(cat_only, [{"ref_seg": _truth(scenes, cat_only[0]), "ref_patch": patch}])
     assert evaluator.evaluate()["referring"]["P@answer_patch"] == right
 
 
-def test_window_at_the_border_shifts_inward(evaluator, scenes):
-    corner = torch.zeros(1, 40, 60, dtype=torch.bool)
-    corner[0, :3, 57:] = True
+def _box_sample(left, top, right, bottom, **more):
+    polygon = [left, top, right, top, right, bottom, left, bottom]
+    annotation = {"segmentation": [polygon], "category_id": 0, "iscrowd": 0, **more}
+    return {"height": 40, "width": 60, "annotations": [annotation], "target_indices": [0]}
+
+
+@pytest.mark.parametrize("iscrowd", [0, 1])
+def test_window_at_the_border_shifts_inward(evaluator, iscrowd):
+    corner = _box_sample(57, 0, 60, 3, iscrowd=iscrowd)
     assert evaluator._window_patches(corner) == {3, 4, 5, 9, 10, 11, 15, 16, 17}
 
 
-def test_a_target_thinner_than_the_view_still_has_a_window(scenes):
-    evaluator = RefCOCOEvaluator(scenes.names["refcoco"], patch_grid=PatchGrid(3, 2))
-    dot = torch.zeros(1, 40, 60, dtype=torch.bool)
-    dot[0, 39, 59] = True
-    assert evaluator._window_patches(dot) == set(range(9))
+def test_a_target_between_the_pixels_of_the_view_still_has_a_window(scenes):
+    evaluator = RefCOCOEvaluator(scenes.names["refcoco"], patch_grid=PatchGrid(4, 2))
+    # The dot is 1 x 1 of 60 x 40, a pixel of the view 7.5 x 5.
+    assert evaluator._window_patches(_box_sample(59, 39, 60, 40)) == {
+        5,
+        6,
+        7,
+        9,
+        10,
+        11,
+        13,
+        14,
+        15,
+    }
 
 
 def test_a_missing_sentence_is_refused(evaluator, scenes, samples):

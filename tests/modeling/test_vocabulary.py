@@ -121,6 +121,16 @@ def test_semantic_metadata_without_things_is_all_stuff():
     assert CategoryVocabulary.from_metadata(metadata).is_thing == [False, False]
 
 
+def test_referring_metadata_may_have_no_classes():
+    vocabulary = CategoryVocabulary.from_metadata(Metadata(evaluator_type="refcoco"))
+    assert len(vocabulary) == 0
+    assert vocabulary.map_names(["dog"]).class_ids.tolist() == [-1]
+    named = CategoryVocabulary.from_metadata(
+        Metadata(evaluator_type="refcoco", thing_classes=["dog"])
+    )
+    assert named.map_names(["dog"]).class_ids.tolist() == [0]
+
+
 def test_metadata_without_classes_or_type_is_refused():
     with pytest.raises(ValueError, match="no thing_classes"):
         CategoryVocabulary.from_metadata(Metadata(evaluator_type="coco"))

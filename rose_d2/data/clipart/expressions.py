@@ -53,11 +53,16 @@ class _SceneView:
         self.objects = objects
         self.sides = (width, height)
 
-    def is_unique(self, thing: SceneObject) -> bool:
-        return sum(other.name == thing.name for other in self.objects) == 1
+    def rivals(self, thing: SceneObject, noun: str) -> list[SceneObject]:
+        """The other things that a noun fits: a palm tree is a tree, a red car is a car."""
+        return [
+            other
+            for other in self.objects
+            if other is not thing and (other.name == noun or other.name.endswith(f" {noun}"))
+        ]
 
-    def same_name(self, thing: SceneObject) -> list[SceneObject]:
-        return [o for o in self.objects if o.name == thing.name and o is not thing]
+    def is_unique(self, thing: SceneObject) -> bool:
+        return not self.rivals(thing, thing.name)
 
     def lead(self, thing: SceneObject, other: SceneObject, side: str) -> float:
         """How far a thing lies beyond another towards a side, as a share of the image's side."""
@@ -82,17 +87,14 @@ def _larger(thing: SceneObject, rival: SceneObject) -> bool:
 
 
 def _name_expressions(view: _SceneView, thing: SceneObject) -> list[str]:
-    found = [f"the {thing.name}"] if view.is_unique(thing) else []
-    kin = sum(other.object_name == thing.object_name for other in view.objects)
-    if kin == 1 and thing.object_name != thing.name:
-        found.append(f"the {thing.object_name}")
-    return found
+    nouns = dict.fromkeys((thing.name, thing.object_name))
+    return [f"the {noun}" for noun in nouns if not view.rivals(thing, noun)]
 
 
 def _position_expressions(view: _SceneView, thing: SceneObject) -> list[str]:
     found = []
     others = [other for other in view.objects if other is not thing]
-    rivals = view.same_name(thing)
+    rivals = view.rivals(thing, thing.name)
     for side in SIDES:
         if rivals and view.is_extreme(thing, rivals, side):
             pair = PAIR_PHRASES[side] if len(rivals) == 1 else ()
@@ -105,7 +107,7 @@ def _position_expressions(view: _SceneView, thing: SceneObject) -> list[str]:
 def _size_expressions(view: _SceneView, thing: SceneObject) -> list[str]:
     found = []
     others = [other for other in view.objects if other is not thing]
-    for rivals, noun in ((view.same_name(thing), thing.name), (others, "object")):
+    for rivals, noun in ((view.rivals(thing, thing.name), thing.name), (others, "object")):
         if not rivals or (noun == "object" and len(rivals) < 2):
             continue
         if all(_larger(thing, rival) for rival in rivals):
@@ -117,7 +119,7 @@ def _size_expressions(view: _SceneView, thing: SceneObject) -> list[str]:
 
 def _relation_expressions(view: _SceneView, thing: SceneObject) -> list[str]:
     found = []
-    rivals = view.same_name(thing)
+    rivals = view.rivals(thing, thing.name)
     anchors = [o for o in view.objects if o is not thing and view.is_unique(o)]
     for anchor, (side, (axis, _)) in itertools.product(anchors, SIDES.items()):
         if not view.stands(thing, anchor, side):

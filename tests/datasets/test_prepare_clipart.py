@@ -1,0 +1,83 @@
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "datasets" / "prepare_clipart.py"
+SIZES = ["--num-train", "2", "--num-val", "1", "--num-val-unseen", "1", "--num-workers", "1"]
+
+
+@pytest.fixture
+def main(monkeypatch):
+    """The script's entry point, without its signal handler."""
+    spec = importlib.util.spec_from_file_location("prepare_clipart", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module.signal, "signal", lambda *_: None)
+    return module.main
+
+
+def test_the_benchmark_is_written_once(main, tmp_path):
+    arguments = ["--root", str(tmp_path), "--seed", "7", *SIZES]
+    assert main(arguments) == 0
+    meta = json.loads((tmp_path / "clipart" / "meta.json").read_text())
+    assert (meta["seed"], meta["num_scenes"]["train"]) == (7, 2)
+    picture = tmp_path / "clipart" / "images" / "train" / "000001.jpg"
+    written = picture.stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert picture.stat().st_mtime_ns == written
+
+
+def test_other_settings_need_overwrite(main, tmp_path, capsys):
+    assert main(["--root", str(tmp_path), *SIZES]) == 0
+    assert main(["--root", str(tmp_path), "--seed", "8", *SIZES]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["--root", str(tmp_path), "--seed", "8", *SIZES, "--overwrite"]) == 0
+
+
+def test_wrong_numbers_are_one_sentence(main, tmp_path, capsys):
+    assert main(["--root", str(tmp_path), "--num-val", "-1"]) == 1
+    assert "-1 scenes asked for split val" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_only(main, tmp_path, capsys):
+    assert main(["--images-only", str(tmp_path / "pictures"), "--num", "2"]) == 0
+    assert len(list((tmp_path / "pictures").glob("*.jpg"))) == 2
+    assert "2 pictures are in" in capsys.readouterr().out
+
+
+def test_help_shows_examples_and_defaults(main, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    text = capsys.readouterr().out
+    assert "python datasets/prepare_clipart.py" in text
+    assert "default: 20000" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_killed_run_leaves_nothing(tmp_path, kind, status):
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
+    command = [sys.executable, str(SCRIPT), "--root", str(tmp_path), "--num-workers", "2"]
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        # A shell that starts jobs in the background makes them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".clipart.partial-*/images/train/*.jpg")):
+        assert process.poll() is None, "the script ended by itself"
+        assert time.monotonic() < deadline, "the script wrote nothing"
+        time.sleep(0.05)
+    process.send_signal(kind)
+    assert process.wait(timeout=120) == status
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,424 @@
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from PIL import Image
+
+from rose_d2.config import add_rose_config
+from rose_d2.engine.weights import save_weights
+from rose_d2.modeling.patch_analyzer.super_patch import ROLES, STUFF_ROLE
+from rose_d2.structures.category_names import CategoryNames
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs" / "rose_tiny.yaml")
+
+
+class FakePredictor:
+    """Finds a bright "dog" on dark "grass", and a "ghost" it is hardly sure of."""
+
+    calls: list[dict]
+
+    def __init__(self, cfg):
+        FakePredictor.calls = []
+
+    def predict_batch(self, images, **question):
+        FakePredictor.calls.append({"sizes": [image.shape for image in images], **question})
+        return [self._output(image) for image in images]
+
+    def _output(self, image):
+        bright = torch.from_numpy(image.mean(axis=2) > 127)
+        masks = torch.stack([bright, ~bright, torch.ones_like(bright)])
+        names, scores = ["dog", "grass", "ghost"], torch.tensor([0.9, 0.7, 0.1])
+        found = Instances(
+            tuple(bright.shape),
+            pred_masks=masks,
+            pred_boxes=Boxes(torch.zeros(3, 4)),
+            scores=scores,
+            pred_classes=torch.full((3,), -1),
+            pred_category_names=CategoryNames(names),
+            name_scores=torch.tensor([-0.1, -0.2, -0.3]),
+            pred_roles=torch.tensor([ROLES.index("small"), STUFF_ROLE, STUFF_ROLE]),
+            pred_patches=torch.arange(3),
+        )
+        info = [
+            {
+                "id": i + 1,
+                "category_id": -1,
+                "isthing": i == 0,
+                "category_name": names[i],
+                "score": float(scores[i]),
+            }
+            for i in range(2)
+        ]
+        return {
+            "instances": found,
+            "panoptic_seg": (bright.int() + 2 * (~bright).int(), info),
+            "ref_seg": bright,
+            "ref_patch": 0,
+            "ref_score": 0.9,
+        }
+
+
+@pytest.fixture
+def demo(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "demo"))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec = importlib.util.spec_from_file_location("rose_demo", ROOT / "demo" / "demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def fake(monkeypatch, demo):
+    import folder_run
+
+    monkeypatch.setattr(folder_run, "RosePredictor", FakePredictor)
+    return FakePredictor
+
+
+@pytest.fixture
+def run(demo, fake, tmp_path):
+    """Run the command on the fake model; inputs are relative to tmp_path."""
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"weights")
+
+    def call(*arguments, inputs=("in",), opts=()):
+        paths = [str(tmp_path / entry) for entry in inputs]
+        command = ["--config-file", CONFIG, "--input", *paths, "--output", str(tmp_path / "out")]
+        return demo.main([*command, *arguments, "--opts", "MODEL.WEIGHTS", str(weights), *opts])
+
+    return call
+
+
+def picture(size=(12, 16), mode="RGB"):
+    """Dark with a bright square in the upper left."""
+    values = np.zeros(size, dtype=np.uint8)
+    values[1:5, 2:8] = 255
+    return Image.fromarray(values).convert(mode)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        picture().save(folder / f"{name}.png")
+    return folder
+
+
+def predictions(tmp_path):
+    return json.loads((tmp_path / "out" / "predictions.json").read_text())
+
+
+def overlays(tmp_path):
+    return sorted(path.name for path in (tmp_path / "out" / "overlays").iterdir())
+
+
+def test_help_teaches_by_examples(demo, capsys):
+    with pytest.raises(SystemExit) as stop:
+        demo.main(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for option in ("--refer", "--vocabulary", "--task", "--opts", "--confidence-threshold"):
+        assert shown.count(option) >= 2, f"{option} is listed but not shown in an example"
+
+
+def test_a_folder_gives_pictures_predictions_and_a_contact_sheet(run, folder, tmp_path, fake):
+    assert run("--batch-size", "2") == 0
+    assert [len(call["sizes"]) for call in fake.calls] == [2, 1]
+    assert overlays(tmp_path) == ["a.jpg", "b.jpg", "c.jpg"]
+    content = predictions(tmp_path)
+    assert [Path(image["file_name"]).name for image in content["images"]] == [
+        "a.png",
+        "b.png",
+        "c.png",
+    ]
+    assert [category["name"] for category in content["categories"]] == ["dog", "grass"]
+    assert len(content["annotations"]) == 6
+    with Image.open(tmp_path / "out" / "contact_sheet.jpg") as sheet:
+        assert sheet.width > 900
+    with Image.open(tmp_path / "out" / "panoptic" / "a.png") as png:
+        ids = np.asarray(png).astype(int) @ [1, 256, 65536]
+    for annotation in content["annotations"][:2]:
+        mask = mask_util.decode(annotation["segmentation"]).astype(bool)
+        assert (mask == (ids == annotation["segment_id"])).all()
+    assert not list((tmp_path / "out").rglob("*partial*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--task", "instance"], {"dog", "grass"}),
+        (["--task", "instance", "--confidence-threshold", "0.8"], {"dog"}),
+        (["--task", "instance", "--confidence-threshold", "0"], {"dog", "grass", "ghost"}),
+        (["--task", "semantic", "--confidence-threshold", "0"], {"dog", "grass"}),
+    ],
+)
+def test_tasks_and_threshold_decide_what_is_kept(run, folder, tmp_path, arguments, names):
+    assert run(*arguments) == 0
+    assert {a["category_name"] for a in predictions(tmp_path)["annotations"]} == names
+
+
+def test_an_expression_and_a_vocabulary_reach_the_model(run, folder, tmp_path, fake):
+    assert run("--refer", "the dog") == 0
+    assert (fake.calls[0]["refer"], fake.calls[0]["task"]) == ("the dog", None)
+    assert predictions(tmp_path)["info"]["task"] == "referring"
+    assert run("--vocabulary", " dog, cat,,dog", "--overwrite") == 0
+    assert fake.calls[0]["candidates"] == ["dog", "cat"]
+
+
+def test_images_of_every_mode_and_size_are_done_at_their_size(run, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    picture(mode="L").save(folder / "grey.png")
+    picture(mode="RGBA").save(folder / "rgba.png")
+    picture(mode="P").save(folder / "palette.gif")
+    picture(mode="1").save(folder / "bits.png")
+    picture(mode="CMYK").save(folder / "print.jpg")
+    Image.fromarray(np.asarray(picture(mode="L")).astype(np.uint16) * 257).save(folder / "deep.png")
+    rotated = picture()
+    exif = rotated.getexif()
+    exif[0x0112] = 6  # the camera was turned by 90 degrees
+    rotated.save(folder / "turned.jpg", exif=exif)
+    for name, size in (("dot", (1, 1)), ("line", (1, 300)), ("column", (300, 1))):
+        Image.new("RGB", size[::-1], "white").save(folder / f"{name}.png")
+    assert run("--batch-size", "4") == 0
+    content = predictions(tmp_path)
+    sizes = {Path(i["file_name"]).stem: (i["height"], i["width"]) for i in content["images"]}
+    assert len(sizes) == 10
+    assert sizes["turned"] == (16, 12)
+    assert sizes["deep"] == (12, 16)
+    assert (sizes["dot"], sizes["line"], sizes["column"]) == ((1, 1), (1, 300), (300, 1))
+    by_id = {image["id"]: image for image in content["images"]}
+    dogs = {}
+    for annotation in content["annotations"]:
+        image = by_id[annotation["image_id"]]
+        assert annotation["segmentation"]["size"] == [image["height"], image["width"]]
+        if annotation["category_name"] == "dog":
+            dogs[Path(image["file_name"]).stem] = annotation["bbox"]
+    for name in ("grey", "rgba", "palette", "bits", "deep"):
+        assert dogs[name] == [2, 1, 6, 4], name
+    assert dogs["turned"][2:] == pytest.approx([4, 6], abs=2), "the square turned with the image"
+
+
+def test_broken_files_are_reported_and_all_others_done(run, folder, tmp_path, capsys):
+    whole = (folder / "a.png").read_bytes()
+    big = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), dtype=np.uint8))
+    big.save(folder / "whole.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:900])
+    (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "letter.jpg").write_text("Dear reader")
+    (folder / "notes.txt").write_text("not an image")
+    assert run("--batch-size", "3") == 1
+    assert overlays(tmp_path) == ["a.jpg", "b.jpg", "c.jpg", "whole.jpg"]
+    assert len(predictions(tmp_path)["images"]) == 4
+    reported = capsys.readouterr().err
+    assert "5 images could not be done" in reported
+    reasons = {"cut.jpg": "truncated", "cut.png": "truncated", "empty.png": "empty"}
+    reasons |= {"letter.jpg": "not an image", "notes.txt": "not an image"}
+    for name, reason in reasons.items():
+        (line,) = [line for line in reported.splitlines() if name in line]
+        assert reason in line
+
+
+def test_an_image_the_model_fails_on_does_not_take_its_batch_along(
+    run, folder, tmp_path, monkeypatch, capsys
+):
+    picture((13, 17)).save(folder / "b.png")
+    works = FakePredictor.predict_batch
+
+    def fails_on_b(self, images, **question):
+        if any(image.shape == (13, 17, 3) for image in images):
+            raise RuntimeError("out of memory")
+        return works(self, images, **question)
+
+    monkeypatch.setattr(FakePredictor, "predict_batch", fails_on_b)
+    assert run("--batch-size", "3") == 1
+    assert overlays(tmp_path) == ["a.jpg", "c.jpg"]
+    reported = capsys.readouterr().err
+    assert "b.png" in reported
+    assert "out of memory" in reported
+
+
+def test_a_second_run_skips_what_is_done(run, folder, tmp_path, fake, capsys):
+    assert run() == 0
+    before = predictions(tmp_path)
+    picture().save(folder / "d.png")
+    assert run() == 0
+    assert sum(len(call["sizes"]) for call in fake.calls) == 1
+    assert "3 were done before" in capsys.readouterr().out
+    after = predictions(tmp_path)
+    assert after["images"][:3] == before["images"]
+    assert len(after["images"]) == 4
+    fake.calls.clear()
+    assert run() == 0
+    assert fake.calls == [], "nothing to do"
+
+
+def test_missing_pictures_are_redone_and_overwrite_redoes_all(run, folder, tmp_path, fake):
+    assert run("--no-overlay") == 0
+    assert not (tmp_path / "out" / "overlays").exists()
+    assert run() == 0
+    assert len(fake.calls) == 3, "the pictures were missing"
+    (tmp_path / "out" / "panoptic" / "b.png").unlink()
+    assert run() == 0
+    assert len(fake.calls) == 1
+    assert run("--overwrite") == 0
+    assert len(fake.calls) == 3
+    assert [image["id"] for image in predictions(tmp_path)["images"]] == [1, 2, 3]
+
+
+def test_an_interrupted_run_keeps_its_work_and_is_continued(
+    run, folder, tmp_path, fake, monkeypatch
+):
+    works = FakePredictor.predict_batch
+
+    def stops_at_the_third(self, images, **question):
+        if len(FakePredictor.calls) == 2:
+            raise KeyboardInterrupt
+        return works(self, images, **question)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakePredictor, "predict_batch", stops_at_the_third)
+        assert run() == 130
+    assert len(predictions(tmp_path)["images"]) == 2
+    assert run() == 0
+    assert len(fake.calls) == 1
+    assert len(predictions(tmp_path)["images"]) == 3
+
+
+def test_predictions_are_on_disk_after_every_batch(run, folder, tmp_path, monkeypatch):
+    works, seen = FakePredictor.predict_batch, []
+
+    def looks(self, images, **question):
+        seen.append(len(predictions(tmp_path)["images"]))
+        return works(self, images, **question)
+
+    monkeypatch.setattr(FakePredictor, "predict_batch", looks)
+    assert run() == 0
+    assert seen == [0, 1, 2]
+
+
+def test_equal_names_do_not_overwrite_each_other(run, tmp_path):
+    for name in ("x/dog.png", "y/dog.png", "y/dog.jpg", "y/DOG.bmp", "y/y_dog.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture().save(tmp_path / name)
+    assert run(inputs=("x", "y")) == 0
+    results = {i["file_name"]: i["result_name"] for i in predictions(tmp_path)["images"]}
+    assert len(results) == len({name.casefold() for name in results.values()}) == 5
+    assert len(overlays(tmp_path)) == 5
+    assert run(inputs=("y", "x")) == 0
+    assert {i["file_name"]: i["result_name"] for i in predictions(tmp_path)["images"]} == results
+
+
+def test_globs_files_and_results_inside_the_input(run, folder, tmp_path):
+    (folder / "deeper").mkdir()
+    picture().save(folder / "deeper" / "d[1].png")
+    assert run(inputs=("in/[ab].png", "in/a.png", "in/deeper/d[1].png")) == 0
+    assert overlays(tmp_path) == ["a.jpg", "b.jpg", "d[1].jpg"]
+    assert run(inputs=("**/*.*g",)) == 0
+    names = [Path(i["file_name"]).name for i in predictions(tmp_path)["images"]]
+    assert sorted(names) == ["a.png", "b.png", "c.png", "d[1].png"], "no overlay was segmented"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--refer", "the dog", "--task", "instance"], "--refer asks for one"),
+        (["--refer", "the dog", "--vocabulary", "dog"], "no --vocabulary"),
+        (["--refer", " "], "--refer is empty"),
+        (["--vocabulary", ""], "--vocabulary is empty"),
+        (["--vocabulary", " , "], "--vocabulary is empty"),
+        (["--confidence-threshold", "1.5"], "not in 0 to 1"),
+        (["--batch-size", "0"], "at least 1"),
+        (["--config-file", "none.yaml"], "'none.yaml' does not exist"),
+    ],
+)
+def test_contradictory_and_missing_options_are_one_sentence(
+    run, folder, tmp_path, capsys, arguments, message
+):
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.WEIGHTS", "none.safetensors"], "none.safetensors"),
+        (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS is empty"),
+        (["MODEL.WEIGHT", "x"], "MODEL.WEIGHT"),
+        (["TEST.TOP_K", "many"], "TEST.TOP_K"),
+        (["TEST.TOP_K"], "pairs"),
+    ],
+)
+def test_wrong_configs_and_missing_weights_are_one_sentence(
+    run, folder, tmp_path, capsys, opts, message
+):
+    assert run(opts=opts) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (["none"], "does not exist"),
+        (["in/*.tif"], "matches no file"),
+        (["bare"], "no images"),
+        (["texts"], "no images"),
+        (["in", "none.png"], "does not exist"),
+    ],
+)
+def test_no_images_is_one_sentence(run, folder, tmp_path, capsys, inputs, message):
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "notes.txt").write_text("nothing to see")
+    assert run(inputs=inputs) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_results_of_other_settings_are_not_mixed_in(run, folder, tmp_path, capsys):
+    assert run() == 0
+    assert run("--task", "instance") == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert predictions(tmp_path)["info"]["task"] == "panoptic"
+    assert run("--task", "instance", "--overwrite") == 0
+    assert predictions(tmp_path)["info"]["task"] == "instance"
+
+
+def test_the_real_model_runs_through(demo, folder, tmp_path):
+    cfg = get_cfg()
+    add_rose_config(cfg)
+    cfg.merge_from_file(CONFIG)
+    cfg.MODEL.DEVICE = "cpu"
+    torch.manual_seed(0)
+    weights = tmp_path / "random.safetensors"
+    save_weights(build_model(cfg), str(weights))
+    picture((70, 50)).save(folder / "b.png")
+    command = ["--config-file", CONFIG, "--input", str(folder), "--output", str(tmp_path / "out")]
+    command += ["--batch-size", "2", "--confidence-threshold", "0", "--task", "instance"]
+    opts = ["MODEL.WEIGHTS", str(weights), "MODEL.DEVICE", "cpu", "TEST.TOP_K", "4"]
+    assert demo.main([*command, "--opts", *opts]) == 0
+    content = predictions(tmp_path)
+    assert len(content["images"]) == 3
+    assert content["annotations"], "an untrained model finds something at threshold 0"
+    for annotation in content["annotations"]:
+        assert 0 <= annotation["score"] <= 1
+        assert 0 <= annotation["name_score"] <= 1

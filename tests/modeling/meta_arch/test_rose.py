@@ -1,0 +1,174 @@
+"""The whole model on a 6 x 6 grid."""
+
+import dataclasses
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Instances
+from detectron2.utils.events import EventStorage
+
+from rose_d2.structures.category_names import CategoryNames
+
+LOSSES = {
+    "loss_text",
+    "loss_objectness",
+    "loss_mask_bce",
+    "loss_mask_dice",
+    "loss_category",
+    "loss_siglip",
+}
+
+
+def no_instances(side=84):
+    empty = Instances((side, side))
+    empty.gt_masks = BitMasks(torch.zeros(0, side, side, dtype=torch.bool))
+    empty.gt_classes = torch.zeros(0, dtype=torch.long)
+    empty.gt_category_names = CategoryNames([])
+    empty.gt_is_stuff = torch.zeros(0, dtype=torch.bool)
+    empty.gt_group = torch.zeros(0, dtype=torch.long)
+    return empty
+
+
+def losses_of(model, inputs, seed=0):
+    torch.manual_seed(seed)
+    with EventStorage():
+        return model.train()(inputs)
+
+
+def test_training_returns_every_loss_and_gradient(tiny_model, make_input):
+    losses = losses_of(tiny_model, [make_input(), make_input("panoptic")])
+    assert set(losses) == LOSSES
+    assert all(loss.ndim == 0 and loss.isfinite() and loss > 0 for loss in losses.values())
+    sum(losses.values()).backward()
+    missing = [n for n, p in tiny_model.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+
+
+def test_image_without_target_runs_every_module_with_loss_zero(tiny_model, make_input):
+    losses = losses_of(tiny_model, [make_input(instances=no_instances(), response=None)])
+    for name in ("loss_mask_bce", "loss_mask_dice", "loss_category", "loss_siglip", "loss_text"):
+        assert losses[name] == 0, name
+    assert losses["loss_objectness"] > 0
+    sum(losses.values()).backward()
+    missing = [n for n, p in tiny_model.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+
+
+def test_nameless_target_has_a_mask_loss_but_no_name_loss(tiny_model, make_input):
+    item = make_input("referring", response=None)
+    item["instances"].gt_category_names = CategoryNames(["", ""])
+    losses = losses_of(tiny_model, [item])
+    assert losses["loss_category"] == 0
+    assert losses["loss_mask_bce"] > 0
+
+
+def test_two_micro_batches_average_to_one_batch(tiny_cfg, make_input):
+    """No sampling: all pairs and negatives fit, so the losses are deterministic."""
+    tiny_cfg.MODEL.ROSE.MAX_PAIRS = 99
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg)
+    first = make_input(response="There are 1 dog.")
+    second = make_input(instruction="Segment all things.", instances=no_instances(), response=None)
+    both = losses_of(model, [first, second])
+    parts = [losses_of(model, [item]) for item in (first, second)]
+    for name, value in both.items():
+        mean = (parts[0][name] + parts[1][name]) / 2
+        torch.testing.assert_close(value, mean, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("task", ["instance", "semantic", "panoptic", "referring"])
+def test_batch_of_two_equals_two_of_one(tiny_model, make_input, task):
+    tiny_model.eval()
+    tiny_model.inference.settings = _keep_all(tiny_model.inference.settings)
+    inputs = [
+        make_input(task, dataset_name=None),
+        make_input(task, "Please segment the red car.", dataset_name=None, height=50, width=70),
+    ]
+    with torch.no_grad():
+        together = tiny_model(inputs)
+        alone = [tiny_model([item])[0] for item in inputs]
+    for one, two in zip(alone, together, strict=True):
+        first, second = one["instances"], two["instances"]
+        assert len(first) > 0
+        assert first.pred_patches.tolist() == second.pred_patches.tolist()
+        assert list(first.pred_category_names) == list(second.pred_category_names)
+        torch.testing.assert_close(first.scores, second.scores, atol=1e-5, rtol=1e-4)
+        assert (first.pred_masks == second.pred_masks).float().mean() > 0.999
+
+
+def _keep_all(settings):
+    return dataclasses.replace(settings, score_thresh=0.0, panoptic_score_thresh=0.0)
+
+
+def test_outputs_follow_the_task_and_the_original_size(tiny_model, make_input):
+    tiny_model.eval()
+    tiny_model.inference.settings = _keep_all(tiny_model.inference.settings)
+    with torch.no_grad():
+        panoptic, referring = tiny_model([make_input("panoptic"), make_input("referring")])
+    assert panoptic["instances"].pred_masks.shape[1:] == (96, 128)
+    seg, segments = panoptic["panoptic_seg"]
+    assert seg.shape == (96, 128)
+    assert {info["id"] for info in segments} == set(seg.unique().tolist()) - {0}
+    assert referring["ref_seg"].shape == (96, 128)
+    assert 0 <= referring["ref_patch"] < 36
+    assert len(referring["instances"]) == 1
+    scores = panoptic["instances"].scores
+    assert scores.tolist() == sorted(scores.tolist(), reverse=True)
+
+
+def test_unknown_names_have_no_class_and_candidates_constrain_names(tiny_model, make_input):
+    tiny_model.eval()
+    tiny_model.inference.settings = _keep_all(tiny_model.inference.settings)
+    with torch.no_grad():
+        (free,) = tiny_model([make_input("instance", dataset_name=None)])
+        (chosen,) = tiny_model([make_input("instance", candidates=["dog", "tree"])])
+    assert set(free["instances"].pred_classes.tolist()) <= {-1}
+    assert set(chosen["instances"].pred_category_names) <= {"dog", "tree"}
+    for name, number in zip(
+        chosen["instances"].pred_category_names, chosen["instances"].pred_classes, strict=True
+    ):
+        assert {"dog": 0, "tree": 2}[name] == int(number)
+
+
+def test_prior_mask_is_a_fourth_channel_of_zeros_when_absent(tiny_model, make_input):
+    tiny_model.eval()
+    convolution = tiny_model.backbone.vision_tower.embeddings.patch_embedding
+    prior = torch.zeros(1, 84, 84)
+    prior[:, 20:60, 20:60] = 1
+    task = dict(task="referring", dataset_name=None)
+    with torch.no_grad():
+        absent, zero, given = (
+            tiny_model([make_input(**task, **extra)])[0]["ref_score"]
+            for extra in ({}, {"prior_mask": torch.zeros(1, 84, 84)}, {"prior_mask": prior})
+        )
+        convolution.weight[:, 3] = 0.05
+        trained = tiny_model([make_input(**task, prior_mask=prior)])[0]["ref_score"]
+    assert absent == zero == given
+    assert trained != absent
+
+
+def test_response_is_written_on_request(tiny_cfg, make_input):
+    tiny_cfg.TEST.GENERATE_RESPONSE = True
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg).eval()
+    with torch.no_grad():
+        (output,) = model([make_input("instance")])
+    assert isinstance(output["text"], str)
+
+
+def test_parts_train_or_freeze_by_flag(tiny_cfg):
+    for part in tiny_cfg.MODEL.TRAINABLE:
+        tiny_cfg.MODEL.TRAINABLE[part] = False
+    tiny_cfg.MODEL.TRAINABLE.HEADS = True
+    tiny_cfg.MODEL.LORA.ENABLED = True
+    model = build_model(tiny_cfg)
+    assert set(model.trainable_parts()) == {"heads", "lora"}
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert all("patch_analyzer" in name or "lora_" in name for name in trained)
+
+
+def test_unbuilt_framework_is_refused(tiny_cfg):
+    tiny_cfg.MODEL.ROSE.SEGMENT_UNIT = "seg_stack"
+    with pytest.raises(ValueError, match="use 'patch' with 'decode'"):
+        build_model(tiny_cfg)

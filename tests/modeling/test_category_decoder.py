@@ -1,0 +1,92 @@
+"""Name decoding: the cache, the trie and the loss."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rose_d2.modeling.category_decoder import CategoryDecoder
+from rose_d2.prompts.conversation import encode_name
+from rose_d2.structures.category_names import CategoryNames
+
+
+@pytest.fixture
+def lmm(tiny_model):
+    return tiny_model.backbone.eval()
+
+
+@pytest.fixture
+def decoder(lmm):
+    return CategoryDecoder(lmm.tokenizer, max_tokens=6)
+
+
+def states_without_cache(lmm, decoder, embedding, tokens):
+    """Logits after prompt and tokens, one sequence in one pass."""
+    ids = torch.tensor(decoder.prompt.after + tuple(tokens))
+    before = lmm.embed_tokens(torch.tensor(decoder.prompt.before))
+    sequence = torch.cat([before, embedding[None], lmm.embed_tokens(ids)])[None]
+    return lmm.logits(lmm.run_text(sequence)[0, -1])
+
+
+def greedy_without_cache(lmm, decoder, embedding):
+    tokens, log_probs = [], []
+    while len(tokens) < decoder.max_tokens:
+        logits = states_without_cache(lmm, decoder, embedding, tokens)
+        logits = logits[: len(lmm.tokenizer)].log_softmax(0)
+        tokens.append(int(logits.argmax()))
+        log_probs.append(float(logits.max()))
+        if tokens[-1] in decoder.stop_tokens:
+            break
+    spelled = [t for t in tokens if t not in decoder.stop_tokens]
+    text = lmm.tokenizer.decode(spelled, skip_special_tokens=True).strip()
+    return text, sum(log_probs) / len(log_probs)
+
+
+def test_cached_batch_equals_uncached_single_sequences(lmm, decoder):
+    torch.manual_seed(0)
+    embeddings = torch.randn(4, lmm.hidden_size) * 3
+    with torch.no_grad():
+        decoded = decoder.generate(lmm, embeddings)
+        expected = [greedy_without_cache(lmm, decoder, row) for row in embeddings]
+    assert list(decoded.names) == [name for name, _ in expected]
+    torch.testing.assert_close(
+        decoded.scores, torch.tensor([score for _, score in expected]), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_no_candidates_give_no_names(lmm, decoder):
+    decoded = decoder.generate(lmm, torch.zeros(0, lmm.hidden_size))
+    assert len(decoded.names) == 0
+    assert decoded.scores.shape == (0,)
+
+
+def test_constrained_names_are_always_candidates(lmm, tiny_cfg):
+    decoder = CategoryDecoder(lmm.tokenizer, max_tokens=16)
+    candidates = ["dog", "red car", "red", "other"]
+    trie = decoder.candidate_trie(candidates)
+    torch.manual_seed(1)
+    decoded = decoder.generate(lmm, torch.randn(12, lmm.hidden_size) * 5, trie)
+    assert set(decoded.names) <= set(candidates)
+
+
+def test_loss_is_the_mean_cross_entropy_of_name_period_and_end(lmm, decoder):
+    torch.manual_seed(2)
+    embeddings = torch.randn(2, lmm.hidden_size)
+    names = CategoryNames(["dog", "traffic light"])
+    with torch.no_grad():
+        losses = decoder.loss(lmm, embeddings, names)
+        for embedding, name, loss in zip(embeddings, names, losses, strict=True):
+            tokens = encode_name(lmm.tokenizer, name)
+            terms = [
+                F.cross_entropy(
+                    states_without_cache(lmm, decoder, embedding, tokens[:i]),
+                    torch.tensor(tokens[i]),
+                )
+                for i in range(len(tokens))
+            ]
+            torch.testing.assert_close(loss, torch.stack(terms).mean(), atol=1e-5, rtol=1e-4)
+
+
+def test_gradient_reaches_the_category_embedding(lmm, decoder):
+    embeddings = torch.randn(1, lmm.hidden_size, requires_grad=True)
+    decoder.loss(lmm, embeddings, CategoryNames(["dog"])).sum().backward()
+    assert embeddings.grad.abs().sum() > 0

@@ -1,0 +1,51 @@
+"""Class-name embeddings: deterministic n-grams, and a SigLIP text tower cached on disk."""
+
+import pytest
+import torch
+from transformers import SiglipTextConfig, SiglipTextModel
+
+from rose_d2.modeling.text_embeddings import TextEmbeddingBank, ngram_embeddings
+from rose_d2.prompts.tokenizer import build_tokenizer
+
+NAMES = ("red car", "blue car", "giraffe")
+
+
+def test_ngram_embeddings_are_unit_fixed_and_near_for_shared_words():
+    embeddings = ngram_embeddings(NAMES, 64)
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(embeddings, ngram_embeddings(NAMES, 64))
+    similarity = embeddings @ embeddings.T
+    assert similarity[0, 1] > similarity[0, 2] + 0.2
+
+
+def save_tower(folder, width):
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer("tiny")
+    config = SiglipTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        projection_size=width,
+    )
+    SiglipTextModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def test_tower_is_run_once_and_cached(tmp_path):
+    save_tower(tmp_path / "tower", 8)
+    source, cache = str(tmp_path / "tower"), str(tmp_path / "cache")
+    first = TextEmbeddingBank(source, 8, cache)(NAMES)
+    assert first.shape == (3, 8)
+    torch.testing.assert_close(first.norm(dim=1), torch.ones(3))
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    (tmp_path / "tower" / "model.safetensors").unlink()  # the tower is not needed any more
+    torch.testing.assert_close(TextEmbeddingBank(source, 8, cache)(NAMES), first)
+
+
+def test_wrong_width_is_refused(tmp_path):
+    save_tower(tmp_path, 8)
+    with pytest.raises(ValueError, match="SIGLIP_DIM is 16"):
+        TextEmbeddingBank(str(tmp_path), 16)(NAMES)

@@ -1,0 +1,138 @@
+"""Every key is read and explained, and every shipped config builds."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import META_ARCH_REGISTRY
+
+import rose_d2  # noqa: F401
+from rose_d2.config import add_rose_config
+
+CONFIGS = sorted(Path("configs").glob("*.yaml"))
+
+
+def load(path):
+    cfg = get_cfg()
+    add_rose_config(cfg)
+    cfg.merge_from_file(str(path))
+    return cfg
+
+
+def build_on_meta(cfg):
+    """The model without memory and without downloads."""
+    cfg.MODEL.LMM.PRETRAINED = ""
+    cfg.MODEL.LMM.TOKENIZER = "tiny"
+    cfg.MODEL.MASK_HEAD.SAM_CHECKPOINT = ""
+    with torch.device("meta"):
+        return META_ARCH_REGISTRY.get("ROSE")(cfg)
+
+
+def added_keys():
+    """Dotted names of the keys that ROSE adds to detectron2's config."""
+    plain, ours = get_cfg(), get_cfg()
+    add_rose_config(ours)
+
+    def leaves(node, prefix=()):
+        for key, value in node.items():
+            if isinstance(value, CfgNode) and value:
+                yield from leaves(value, (*prefix, key))
+            else:
+                yield ".".join((*prefix, key))
+
+    return sorted(set(leaves(ours)) - set(leaves(plain)))
+
+
+def read_attributes():
+    """Every attribute name read anywhere in the package outside config.py."""
+    names = set()
+    for path in Path("rose_d2").rglob("*.py"):
+        if path.name != "config.py":
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            names |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    return names
+
+
+# Groups read as a whole: each key becomes an argument or a part name.
+READ_AS_A_WHOLE = ("MODEL.TRAINABLE.", "MODEL.ROSE.LOSS_WEIGHT.", "SOLVER.LR_MULTIPLIER.")
+
+
+@pytest.mark.parametrize("key", added_keys())
+def test_every_key_is_read(key):
+    group = next((g for g in READ_AS_A_WHOLE if key.startswith(g)), None)
+    name = group.rstrip(".").split(".")[-1] if group else key.split(".")[-1]
+    assert name in read_attributes(), f"{key} is declared but nobody reads it"
+
+
+def test_every_key_has_a_comment():
+    """A comment stands above each key, or above the block of keys it belongs to."""
+    key = re.compile(r"\s+cfg\.[A-Z_.]+ = ")
+    lines = Path("rose_d2/config.py").read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines):
+        if not key.match(line) or line.endswith("= CN()"):
+            continue
+        above = number - 1
+        while key.match(lines[above]) and not lines[above].endswith("= CN()"):
+            above -= 1
+        assert lines[above].lstrip().startswith("#"), f"no comment above {line.strip()!r}"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=str)
+def test_config_loads(path):
+    assert load(path).MODEL.META_ARCHITECTURE == "ROSE"
+
+
+# Hand-checked against the official parameter counts; heads and patch embedding by arithmetic.
+EXPECTED = {
+    "rose_7b": {
+        # (4 channels x 14 x 14 + bias) x 1152
+        "patch_embed": (785 * 1152, True),
+        # 397 747 744 of Hugging Face's tower, less its 3-channel patch embedding (589 x 1152),
+        # the unused last layer norm (2 x 1152) and the projector's image_newline is not in it.
+        "vision_tower": (397_747_744 - 589 * 1152 - 2 * 1152, False),
+        "projector": (16_980_992, False),
+        "embed_tokens": (152128 * 3584, True),
+        "lm_head": (152128 * 3584, True),
+        "language_model": (7_070_848_512 - 152128 * 3584, False),
+        "lora": (20_185_088, True),
+        "sam_image_encoder": (637_026_048, False),
+        "sam_prompt_encoder": (256, False),
+        # 4 058 340 less the unused head for predicted IoU
+        "sam_mask_decoder": (4_058_340 - (2 * (256 * 256 + 256) + 256 * 4 + 4), True),
+        # objectness, mask, category, SigLIP projectors and one vector per role
+        "heads": (
+            4 * (3584 * 3584 + 3584) + 3585 * (1 + 256 + 3584 + 1152) + 5 * 3584,
+            True,
+        ),
+    },
+    "rose_0p5b": {
+        "projector": (1_836_800, False),
+        "embed_tokens": (152000 * 896, True),
+        "language_model": (494_090_112 - 152000 * 896, False),
+        "lora": (4_399_104, True),
+        "sam_image_encoder": (89_670_912, False),
+    },
+}
+
+
+@pytest.mark.parametrize("name", ["rose_7b", "rose_0p5b"])
+def test_large_configs_build_with_the_right_parts(name):
+    model = build_on_meta(load(f"configs/{name}.yaml"))
+    parts = model.parts()
+    for part, (count, trains) in EXPECTED[name].items():
+        parameters = [parameter for _, parameter in parts[part]]
+        assert sum(p.numel() for p in parameters) == count, part
+        assert {p.requires_grad for p in parameters} == {trains}, part
+    assert model.backbone.grid.num_patches == 2304
+    assert model.backbone.is_tied == (name == "rose_0p5b")
+    assert (parts["lm_head"] == []) == (name == "rose_0p5b")
+
+
+def test_tiny_config_trains_everything():
+    model = build_on_meta(load("configs/rose_tiny.yaml"))
+    parts = {name: p for name, p in model.parts().items() if p}
+    assert set(model.trainable_parts()) == set(parts)
+    assert sum(p.numel() for part in parts.values() for _, p in part) < 5_000_000
