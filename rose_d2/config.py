@@ -183,7 +183,7 @@ def _add_solver(cfg: CN) -> None:
     # Iterations between progress lines; a row of metrics is the median over them.
     cfg.SOLVER.LOG_PERIOD = 20
     # Learning-rate factor per part: the names of MODEL.TRAINABLE, and LORA.
-    cfg.SOLVER.LR_MULTIPLIER = CN({part: 1.0 for part in (*cfg.MODEL.TRAINABLE, "LORA")})
+    cfg.SOLVER.LR_MULTIPLIER = CN(dict.fromkeys((*cfg.MODEL.TRAINABLE, "LORA"), 1.0))
 
 
 def _add_test(cfg: CN) -> None:
@@ -192,7 +192,8 @@ def _add_test(cfg: CN) -> None:
     # Patches kept by objectness (section 4.1) and slots of them reserved for the stuff role.
     cfg.TEST.TOP_K = 100
     cfg.TEST.TOP_K_STUFF = 0
-    # Instances below this objectness are dropped (instance and panoptic output).
+    # Candidates below this objectness are dropped before their names are decoded; a referring
+    # expression is answered whatever the score.
     cfg.TEST.SCORE_THRESH = 0.05
     # Also write the counting sentence the language model generates.
     cfg.TEST.GENERATE_RESPONSE = False

@@ -204,7 +204,7 @@ class RoseVisualizer(Visualizer):
         """A mask (H, W) at the size of the picture, with its outline smoothed."""
         size = (self.output.width, self.output.height)
         interpolation = cv2.INTER_LINEAR if self.factor > 1 else cv2.INTER_AREA
-        return cv2.resize(mask.astype(np.float32), size, interpolation=interpolation) >= 0.5
+        return cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=interpolation) >= 128
 
     def _draw_outline(self, mask: np.ndarray, colour: tuple[float, float, float]) -> None:
         contours, _ = cv2.findContours(
@@ -326,8 +326,9 @@ def _tint(
     canvas: np.ndarray, mask: np.ndarray, colour: tuple[float, float, float], alpha: float
 ) -> None:
     """Blend a colour into the canvas (H, W, 3) where the mask (H, W) is set, in place."""
-    blended = (1 - alpha) * canvas[mask] + alpha * 255 * np.array(colour)
-    canvas[mask] = np.rint(blended).astype(np.uint8)
+    solid = np.full_like(canvas, np.rint(255 * np.array(colour)))
+    blended = cv2.addWeighted(canvas, 1 - alpha, solid, alpha, 0)
+    cv2.copyTo(blended, mask.astype(np.uint8), canvas)
 
 
 def _lightened(colour: tuple[float, float, float]) -> tuple[float, float, float]:

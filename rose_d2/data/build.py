@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import cv2
+import numpy as np
 import torch.utils.data as torchdata
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, MetadataCatalog, get_detection_dataset_dicts
@@ -80,6 +81,36 @@ def build_rose_test_loader(cfg: CfgNode, dataset_name: str) -> torchdata.DataLoa
         batch_size=cfg.TEST.IMS_PER_BATCH,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+
+
+def build_rose_target_loader(cfg: CfgNode, dataset_name: str) -> torchdata.DataLoader:
+    """Build the test loader with targets, as in training but without augmentation.
+
+    For measuring against the targets themselves; evaluators read the annotations on their own.
+
+    Args:
+        cfg: the full config.
+        dataset_name: a registered dataset.
+    """
+    plain = cfg.clone()
+    plain.defrost()
+    plain.INPUT.FLIP_PROB = plain.INPUT.CANDIDATE_PROB = 0.0
+    return build_detection_test_loader(
+        load_dataset_dicts(dataset_name, filter_empty=False),
+        mapper=_SeededMapper(RoseDatasetMapper(plain, is_train=True)),
+        batch_size=cfg.TEST.IMS_PER_BATCH,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+class _SeededMapper:
+    """Draws the same wording for every sample, so that two runs measure the same."""
+
+    def __init__(self, mapper: RoseDatasetMapper) -> None:
+        self.mapper = mapper
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        return self.mapper(dataset_dict, np.random.default_rng(0))
 
 
 def train_weights(cfg: CfgNode) -> dict[str, float]:

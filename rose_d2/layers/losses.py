@@ -1,26 +1,21 @@
 """Loss functions with one value per item; the caller decides how items are averaged.
 
-Every function computes in float32 whatever the precision of its input, multiplies by ``weights``
-when they are given, and returns an empty result (not NaN) for zero items.
+Every function computes in float32 whatever the precision of its input, and returns an
+empty result (not NaN) for zero items.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DEFAULT_IGNORE_INDEX = -100
 
-
-def sigmoid_bce_mask_loss(
-    logits: Tensor, targets: Tensor, valid: Tensor | None = None, weights: Tensor | None = None
-) -> Tensor:
+def sigmoid_bce_mask_loss(logits: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
     """Binary cross entropy of each mask, averaged over its valid pixels.
 
     Args:
         logits: (N, h, w) mask logits.
         targets: (N, h, w) soft targets in [0, 1].
         valid: bool (h, w) or (N, h, w); False excludes padding and ignored pixels.
-        weights: (N,) factor per mask.
 
     Returns:
         (N,) non-negative losses; 0 for a mask without a valid pixel.
@@ -29,14 +24,13 @@ def sigmoid_bce_mask_loss(
     valid_map = _expand_valid(valid, logits)
     losses = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
     pixels = valid_map.sum(dim=(1, 2)).clamp(min=1)
-    return _weigh((losses * valid_map).sum(dim=(1, 2)) / pixels, weights)
+    return (losses * valid_map).sum(dim=(1, 2)) / pixels
 
 
 def dice_loss(
     logits: Tensor,
     targets: Tensor,
     valid: Tensor | None = None,
-    weights: Tensor | None = None,
     smooth: float = 1.0,
 ) -> Tensor:
     """One minus the Dice coefficient of each mask over its valid pixels.
@@ -45,7 +39,6 @@ def dice_loss(
         logits: (N, h, w) mask logits.
         targets: (N, h, w) soft targets in [0, 1].
         valid: bool (h, w) or (N, h, w); False excludes padding and ignored pixels.
-        weights: (N,) factor per mask.
         smooth: added to numerator and denominator, which makes two empty masks a perfect match.
 
     Returns:
@@ -57,23 +50,21 @@ def dice_loss(
     targets = targets.float() * valid_map
     overlap = (probabilities * targets).sum(dim=(1, 2))
     total = probabilities.sum(dim=(1, 2)) + targets.sum(dim=(1, 2))
-    return _weigh(1 - (2 * overlap + smooth) / (total + smooth), weights)
+    return 1 - (2 * overlap + smooth) / (total + smooth)
 
 
-def objectness_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+def objectness_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Binary cross entropy of each patch.
 
     Args:
         logits: (M,) objectness logits.
         targets: (M,) bool or float in [0, 1]; 1 for patches that answer the instruction.
-        weights: (M,) factor per patch.
 
     Returns:
         (M,) non-negative losses.
     """
     _check_same_shape(logits, targets)
-    losses = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
-    return _weigh(losses, weights)
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
 
 
 def info_nce_loss(
@@ -81,7 +72,6 @@ def info_nce_loss(
     bank: Tensor,
     targets: Tensor,
     temperature: float,
-    weights: Tensor | None = None,
 ) -> Tensor:
     """InfoNCE of each embedding against a bank of distinct class embeddings.
 
@@ -93,7 +83,6 @@ def info_nce_loss(
         bank: (C, d) class embeddings, any norm.
         targets: (N,) long, row of the bank that is right for each embedding.
         temperature: divides the cosine similarities.
-        weights: (N,) factor per embedding.
 
     Returns:
         (N,) non-negative losses.
@@ -107,44 +96,24 @@ def info_nce_loss(
             "above 0 (0.07 is usual)."
         )
     similarities = F.normalize(embeddings.float(), dim=-1) @ F.normalize(bank.float(), dim=-1).T
-    return _weigh(F.cross_entropy(similarities / temperature, targets, reduction="none"), weights)
+    return F.cross_entropy(similarities / temperature, targets, reduction="none")
 
 
-def text_cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    weights: Tensor | None = None,
-    *,
-    shift: bool = True,
-    ignore_index: int = DEFAULT_IGNORE_INDEX,
-) -> Tensor:
-    """Cross entropy of each token sequence, averaged over its supervised tokens.
+def text_cross_entropy(logits: Tensor, labels: Tensor, items: Tensor, num_items: int) -> Tensor:
+    """Cross entropy of each item's tokens, averaged over them.
 
     Args:
-        logits: (B, L, V) token logits.
-        labels: (B, L) long token ids; ``ignore_index`` marks tokens without supervision.
-        weights: (B,) factor per sequence.
-        shift: True when labels are aligned with ``input_ids`` (the logits at position t then answer
-            for the label at t + 1); False when the caller has aligned logits and labels already.
-        ignore_index: label without supervision.
+        logits: (T, V) of all tokens of all items, where a label is and only there.
+        labels: (T,) long, the right tokens.
+        items: (T,) long in 0..num_items-1, item of each token.
+        num_items: N; items may have no token.
 
     Returns:
-        (B,) non-negative losses; 0 for a sequence without a supervised token.
+        (N,) non-negative losses; 0 for an item without a token.
     """
-    if shift:
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    supervised = labels != ignore_index
-    # Only supervised positions are copied to float32: a 150k vocabulary makes them large.
-    token_losses = F.cross_entropy(
-        logits[supervised].float(), labels[supervised], reduction="none"
-    )  # (supervised tokens,)
-    sequence = supervised.nonzero()[:, 0]
-    sums = token_losses.new_zeros(len(labels)).index_add(0, sequence, token_losses)
-    return _weigh(sums / supervised.sum(dim=1).clamp(min=1), weights)
-
-
-def _weigh(losses: Tensor, weights: Tensor | None) -> Tensor:
-    return losses if weights is None else losses * weights.to(losses)
+    losses = F.cross_entropy(logits.float(), labels, reduction="none")
+    counts = torch.bincount(items, minlength=num_items).clamp(min=1)
+    return losses.new_zeros(num_items).index_add(0, items, losses) / counts
 
 
 def _expand_valid(valid: Tensor | None, logits: Tensor) -> Tensor:

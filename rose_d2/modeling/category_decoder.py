@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import DynamicCache, PreTrainedTokenizerBase
 
+from rose_d2.layers.losses import text_cross_entropy
 from rose_d2.layers.token_trie import TokenTrie
 from rose_d2.modeling.backbone.lmm import LMMBackbone
 from rose_d2.prompts.conversation import encode_category_prompt, encode_name
@@ -80,12 +80,10 @@ class CategoryDecoder:
         states = lmm.run_text(torch.cat([prompt, words.to(prompt.dtype)], dim=1))
         states = states[:, prompt.shape[1] - 1 :]  # (K, L, D): each predicts the next token
         is_word = labels != IGNORE_INDEX
-        losses = F.cross_entropy(
-            lmm.logits(states[is_word]).float(), labels[is_word], reduction="none"
+        name_of_word = is_word.nonzero()[:, 0]
+        return text_cross_entropy(
+            lmm.logits(states[is_word]), labels[is_word], name_of_word, len(labels)
         )
-        per_name = is_word.nonzero()[:, 0]
-        sums = losses.new_zeros(len(labels)).index_add(0, per_name, losses)
-        return sums / is_word.sum(1)
 
     @torch.no_grad()
     def generate(

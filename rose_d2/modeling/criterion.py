@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from rose_d2.layers.losses import (
     dice_loss,
     info_nce_loss,
     objectness_loss,
     sigmoid_bce_mask_loss,
+    text_cross_entropy,
 )
 
 
@@ -79,14 +79,9 @@ class RoseCriterion:
             images: (T,) long, image of each token.
             num_images: B.
         """
-        losses = F.cross_entropy(logits.float(), labels, reduction="none")
-        counts = torch.bincount(images, minlength=num_images).clamp(min=1)
-        per_image = losses.new_zeros(num_images).index_add(0, images, losses) / counts
-        return self.weights.text * per_image.mean()
+        return self.weights.text * text_cross_entropy(logits, labels, images, num_images).mean()
 
-    def objectness(
-        self, logits: list[torch.Tensor], targets: list[torch.Tensor]
-    ) -> torch.Tensor:
+    def objectness(self, logits: list[torch.Tensor], targets: list[torch.Tensor]) -> torch.Tensor:
         """Binary cross entropy of the sampled patches.
 
         Args:

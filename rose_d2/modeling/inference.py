@@ -27,6 +27,8 @@ from rose_d2.structures.query_proposals import QueryProposals
 
 # The leaf of a candidate list for everything that is none of the candidates.
 OTHER_NAME = "other"
+# Masks of larger images are compared at this longest side, in pixels, to bound memory.
+NMS_LONGEST_SIDE = 512
 
 
 @dataclass(frozen=True)
@@ -95,17 +97,13 @@ class Inference:
             predictions = analyzer.embed(proposals, index, patches)
             embedding = image_embeddings[index : index + 1]
             (low_res,) = mask_head.decode(embedding, [predictions.mask_embeddings])
-            size = (item["height"], item["width"])
-            candidates = Instances(size)
+            candidates = Instances((item["height"], item["width"]))
             candidates.scores = predictions.scores
-            candidates.mask_logits = mask_head.upscale(
-                low_res, tuple(item["sam_image"].shape[-2:]), size
-            )
+            candidates.low_res_masks = low_res
             candidates.pred_roles = self._roles(proposals, patches)
             candidates.pred_patches = patches
             candidates.category_embeddings = predictions.category_embeddings
-            candidates = self._name(candidates, item, backbone)
-            outputs.append(self._finish(candidates, item))
+            outputs.append(self._finish(self._name(candidates, item, backbone, mask_head), item))
         return outputs
 
     def _select(self, proposals: QueryProposals, index: int, task: str) -> torch.Tensor:
@@ -123,16 +121,17 @@ class Inference:
             return torch.full_like(patches, ANY_ROLE)
         return proposals.roles[patches]
 
-    def _name(self, candidates: Instances, item: dict, backbone: LMMBackbone) -> Instances:
-        """Drop duplicates, spell the names and look up their classes."""
+    def _name(
+        self, candidates: Instances, item: dict, backbone: LMMBackbone, mask_head: SAMMaskHead
+    ) -> Instances:
+        """Drop duplicates, spell the names, look up their classes and draw the masks full size."""
         settings = self.settings
         if not settings.nms_class_aware:
-            candidates = candidates[_nms(candidates, settings.nms_thresh)]
+            candidates = candidates[self._nms(candidates, item, mask_head)]
         allowed = item.get("candidates")
         decoder = self.category_decoder
         trie = decoder.candidate_trie([*allowed, OTHER_NAME]) if allowed else None
         decoded = decoder.generate(backbone, candidates.category_embeddings, trie)
-        candidates.remove("category_embeddings")
         candidates.pred_category_names = decoded.names
         candidates.name_scores = decoded.scores
         candidates.pred_classes = self._classes(candidates, item)
@@ -142,8 +141,30 @@ class Inference:
         if settings.nms_class_aware:
             names = list(candidates.pred_category_names)
             ids = torch.tensor([names.index(name) for name in names], dtype=torch.long)
-            candidates = candidates[_nms(candidates, settings.nms_thresh, ids)]
+            candidates = candidates[self._nms(candidates, item, mask_head, ids)]
+        candidates.mask_logits = mask_head.upscale(
+            candidates.low_res_masks, tuple(item["sam_image"].shape[-2:]), candidates.image_size
+        )
+        candidates.remove("low_res_masks")
+        candidates.remove("category_embeddings")
         return candidates
+
+    def _nms(
+        self,
+        candidates: Instances,
+        item: dict,
+        mask_head: SAMMaskHead,
+        classes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Positions kept by mask NMS, on copies of a size that does not grow with the image."""
+        shrink = min(1.0, NMS_LONGEST_SIDE / max(candidates.image_size))
+        size = tuple(max(1, round(side * shrink)) for side in candidates.image_size)
+        logits = mask_head.upscale(
+            candidates.low_res_masks, tuple(item["sam_image"].shape[-2:]), size
+        )
+        if classes is not None:
+            classes = classes.to(logits.device)
+        return mask_nms(logits > 0, candidates.scores, self.settings.nms_thresh, classes)
 
     def _classes(self, candidates: Instances, item: dict) -> torch.Tensor:
         vocabulary = self.vocabulary(item.get("dataset_name"))
@@ -186,11 +207,3 @@ class Inference:
                 is_thing=None if vocabulary is None else vocabulary.is_thing,
             )
         return output
-
-
-def _nms(
-    candidates: Instances, threshold: float, classes: torch.Tensor | None = None
-) -> torch.Tensor:
-    if classes is not None:
-        classes = classes.to(candidates.scores.device)
-    return mask_nms(candidates.mask_logits > 0, candidates.scores, threshold, classes)

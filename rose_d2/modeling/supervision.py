@@ -89,8 +89,7 @@ class Supervisor:
         self._log_assignment(assignments, instances)
         pairs = [self._choose_pairs(assignment) for assignment in assignments]
         predictions = [
-            analyzer.embed(proposals, index, patches)
-            for index, (patches, _, _) in enumerate(pairs)
+            analyzer.embed(proposals, index, patches) for index, (patches, _, _) in enumerate(pairs)
         ]
         masks = mask_head.decode(image_embeddings, [p.mask_embeddings for p in predictions])
         names = self._names(instances, pairs)

@@ -63,11 +63,10 @@ def test_padding_changes_neither_mask_loss_nor_its_gradient(loss, masks):
 
 
 @pytest.mark.parametrize("loss", [sigmoid_bce_mask_loss, dice_loss])
-def test_mask_losses_accept_a_valid_map_per_mask_and_weights(loss, masks):
+def test_mask_losses_accept_a_valid_map_per_mask(loss, masks):
     logits, targets, valid = _tensors(*masks)
     plain = loss(logits, targets, valid)
-    per_mask = loss(logits, targets, valid.expand(3, 4, 5), torch.tensor([1.0, 0.0, 0.5]))
-    torch.testing.assert_close(per_mask, plain * torch.tensor([1.0, 0.0, 0.5]))
+    torch.testing.assert_close(loss(logits, targets, valid.expand(3, 4, 5)), plain)
 
 
 @pytest.mark.parametrize("loss", [sigmoid_bce_mask_loss, dice_loss])
@@ -100,8 +99,6 @@ def test_objectness_is_plain_bce_per_patch():
     logits, targets = np.array([2.0, -1.0, 0.0]), np.array([1.0, 0.0, 1.0])
     losses = objectness_loss(torch.tensor(logits), torch.tensor([True, False, True]))
     np.testing.assert_allclose(losses.numpy(), _bce(logits, targets), rtol=1e-6)
-    weighted = objectness_loss(*_tensors(logits, targets), torch.tensor([1.0, 2.0, 0.0]))
-    np.testing.assert_allclose(weighted.numpy(), _bce(logits, targets) * [1, 2, 0], rtol=1e-6)
 
 
 def test_info_nce_is_a_softmax_over_cosines():
@@ -121,27 +118,20 @@ def test_info_nce_refuses_a_temperature_of_zero():
         info_nce_loss(torch.ones(1, 2), torch.ones(1, 2), torch.tensor([0]), 0.0)
 
 
-def test_text_loss_is_the_mean_over_supervised_tokens_of_each_sequence():
+def test_text_loss_is_the_mean_over_the_tokens_of_each_item():
     rng = np.random.default_rng(2)
-    logits = rng.normal(size=(2, 4, 5))
-    labels = np.array([[-100, -100, 3, 1], [-100, 4, -100, -100]])
+    logits, labels, items = rng.normal(size=(3, 5)), [3, 1, 4], [2, 2, 0]
     log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    expected = [-(log_probs[0, 1, 3] + log_probs[0, 2, 1]) / 2, -log_probs[1, 0, 4]]
-    losses = text_cross_entropy(*_tensors(logits, labels))
+    expected = [-log_probs[2, 4], 0, -(log_probs[0, 3] + log_probs[1, 1]) / 2]
+    losses = text_cross_entropy(
+        *_tensors(logits), torch.tensor(labels), torch.tensor(items), num_items=3
+    )
     np.testing.assert_allclose(losses.numpy(), expected, rtol=1e-5)
 
 
-def test_text_loss_of_aligned_labels_does_not_shift():
-    logits = torch.zeros(1, 2, 3)
-    logits[0, 0, 2] = 50.0
-    labels = torch.tensor([[2, -100]])
-    assert text_cross_entropy(logits, labels, shift=False).item() == 0
-    assert text_cross_entropy(logits, labels, shift=False, weights=torch.zeros(1)).item() == 0
-    assert text_cross_entropy(logits, torch.tensor([[1, -100]]), shift=False).item() == 50
-
-
-def test_text_loss_without_supervision_is_zero_and_keeps_the_graph():
-    logits = torch.zeros(2, 3, 4, requires_grad=True)
-    losses = text_cross_entropy(logits, torch.full((2, 3), -100))
+def test_text_loss_without_tokens_is_zero_and_keeps_the_graph():
+    logits = torch.zeros(0, 4, requires_grad=True)
+    nothing = torch.zeros(0, dtype=torch.long)
+    losses = text_cross_entropy(logits, nothing, nothing, num_items=2)
     losses.sum().backward()
-    assert losses.tolist() == [0, 0] and logits.grad.abs().sum() == 0
+    assert losses.tolist() == [0, 0] and logits.grad.shape == (0, 4)

@@ -62,7 +62,8 @@ class LlavaOneVisionBackbone(LMMBackbone):
         super().__init__()
         if prompt_attention not in ("bidirectional", "causal"):
             raise ValueError(
-                f"MODEL.LMM.PROMPT_ATTENTION is {prompt_attention!r}; it is bidirectional or causal."
+                f"MODEL.LMM.PROMPT_ATTENTION is {prompt_attention!r}; allowed are bidirectional "
+                "and causal."
             )
         self.model = model
         self.tokenizer = tokenizer
@@ -159,7 +160,7 @@ class LlavaOneVisionBackbone(LMMBackbone):
     def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """See `LMMBackbone.parts`. A tied output layer belongs to embed_tokens only."""
         core = self.model.model
-        tower = {name: p for name, p in self.vision_tower.named_parameters()}
+        tower = dict(self.vision_tower.named_parameters())
         is_patch = "embeddings.patch_embedding."
         # The states are taken before the last layer norm, and the pooling head is not run.
         unused = ("post_layernorm.", "head.")

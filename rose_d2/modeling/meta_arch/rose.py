@@ -7,7 +7,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from torch import nn
 
-from rose_d2.modeling.backbone.lmm import LMMBackbone
+from rose_d2.modeling.backbone.lmm import LMMBackbone, LMMOutput
 from rose_d2.modeling.category_decoder import CategoryDecoder
 from rose_d2.modeling.criterion import LossWeights, RoseCriterion
 from rose_d2.modeling.inference import Inference, InferenceSettings
@@ -18,7 +18,8 @@ from rose_d2.modeling.patch_analyzer.super_patch import SuperPatchLayout
 from rose_d2.modeling.response_decoder import ResponseDecoder
 from rose_d2.modeling.supervision import Supervisor
 from rose_d2.modeling.text_embeddings import TextEmbeddingBank
-from rose_d2.prompts.conversation import encode_image_prompt
+from rose_d2.prompts.conversation import EncodedPrompt, encode_image_prompt
+from rose_d2.structures.query_proposals import QueryProposals
 
 
 @META_ARCH_REGISTRY.register()
@@ -107,14 +108,7 @@ class ROSE(nn.Module):
             * "ref_seg" (H, W) bool, "ref_patch", "ref_score" (referring task);
             * "text": the response, if TEST.GENERATE_RESPONSE.
         """
-        images, prior_masks = self._images(batched_inputs)
-        prompts = [
-            encode_image_prompt(self.backbone.tokenizer, item["conversation"], self.image_first)
-            for item in batched_inputs
-        ]
-        lmm_output = self.backbone(images, prior_masks, prompts)
-        proposals = self.patch_analyzer.propose(lmm_output)
-        sam_features = self.mask_head.encode([item["sam_image"] for item in batched_inputs])
+        lmm_output, proposals, sam_features = self.perceive(batched_inputs)
         parts = (self.backbone, self.patch_analyzer, self.mask_head)
         if self.training:
             return self.supervisor.losses(
@@ -122,10 +116,26 @@ class ROSE(nn.Module):
             )
         outputs = self.inference(batched_inputs, proposals, sam_features, *parts)
         if self.response_decoder is not None:
-            texts = self.response_decoder(self.backbone, images, prior_masks, prompts)
+            texts = self.response_decoder(self.backbone, *self._lmm_inputs(batched_inputs))
             for output, text in zip(outputs, texts, strict=True):
                 output["text"] = text
         return outputs
+
+    def perceive(
+        self, batched_inputs: list[dict]
+    ) -> tuple[LMMOutput, QueryProposals, torch.Tensor]:
+        """The path that training and inference share (paper section 3.2).
+
+        Args:
+            batched_inputs: see `forward`.
+
+        Returns:
+            What the LMM says, the candidates of every image, and SAM's features (B, E, g, g).
+        """
+        lmm_output = self.backbone(*self._lmm_inputs(batched_inputs))
+        proposals = self.patch_analyzer.propose(lmm_output)
+        sam_features = self.mask_head.encode([item["sam_image"] for item in batched_inputs])
+        return lmm_output, proposals, sam_features
 
     def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Named parameters by part, trainable or not; what no output depends on is left out."""
@@ -149,11 +159,17 @@ class ROSE(nn.Module):
         revision = getattr(config, "_commit_hash", None) or "unknown"
         return {"lmm": config._name_or_path or "random", "lmm_revision": revision}
 
-    def _images(self, batched_inputs: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _lmm_inputs(
+        self, batched_inputs: list[dict]
+    ) -> tuple[torch.Tensor, torch.Tensor, list[EncodedPrompt]]:
         images = torch.stack([item["image"] for item in batched_inputs]).to(self.device)
         empty = torch.zeros(1, *images.shape[-2:])
         priors = torch.stack([item.get("prior_mask", empty) for item in batched_inputs])
-        return images, priors.to(self.device)
+        prompts = [
+            encode_image_prompt(self.backbone.tokenizer, item["conversation"], self.image_first)
+            for item in batched_inputs
+        ]
+        return images, priors.to(self.device), prompts
 
     def _freeze(self, trainable: dict[str, bool]) -> None:
         """Train what is switched on, and LoRA; freeze everything else."""
@@ -163,9 +179,7 @@ class ROSE(nn.Module):
                 parameter.requires_grad_(name == "lora" or trainable[name])
 
 
-def build_supervisor(
-    cfg: CfgNode, backbone: LMMBackbone, decoder: CategoryDecoder
-) -> Supervisor:
+def build_supervisor(cfg: CfgNode, backbone: LMMBackbone, decoder: CategoryDecoder) -> Supervisor:
     """The training half, from MODEL.SUPER_PATCH and MODEL.ROSE."""
     rose = cfg.MODEL.ROSE
     super_patch = cfg.MODEL.SUPER_PATCH

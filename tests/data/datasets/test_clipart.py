@@ -154,23 +154,26 @@ def test_ground_truth_scores_100_in_detectron2s_evaluators(root, tmp_path):
     output = str(tmp_path)
     cases = [
         (
+            "instance",
             COCOEvaluator("clipart_instance_val", ("segm",), False, output, use_fast_impl=False),
             _perfect_instances,
             ("segm", "AP"),
         ),
         (
+            "panoptic",
             COCOPanopticEvaluator("clipart_panoptic_val", output),
             _perfect_panoptic,
             ("panoptic_seg", "PQ"),
         ),
         (
+            "semantic",
             SemSegEvaluator("clipart_sem_seg_val", False, sem_seg_loading_fn=_read_labels),
             _perfect_semantic,
             ("sem_seg", "mIoU"),
         ),
     ]
-    for evaluator, predict, (task, metric) in cases:
+    for kind, evaluator, predict, (task, metric) in cases:
         evaluator.reset()
-        for record in DatasetCatalog.get(evaluator._metadata.name):
+        for record in load_clipart(root, kind, "val"):
             evaluator.process([record], [predict(record)])
         assert evaluator.evaluate()[task][metric] == pytest.approx(100)

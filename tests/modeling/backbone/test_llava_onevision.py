@@ -168,7 +168,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(tiny_cfg):
 
 
 def test_bad_settings_are_refused(tiny_cfg):
-    with pytest.raises(ValueError, match="bidirectional or causal"):
+    with pytest.raises(ValueError, match="bidirectional and causal"):
         build(tiny_cfg, PROMPT_ATTENTION="both")
     tiny_cfg.MODEL.LMM.PROMPT_ATTENTION = "causal"
     tiny_cfg.MODEL.LMM.TEXT_CONFIG.vocab_size = 10

@@ -136,7 +136,7 @@ def test_prior_mask_is_a_fourth_channel_of_zeros_when_absent(tiny_model, make_in
     convolution = tiny_model.backbone.vision_tower.embeddings.patch_embedding
     prior = torch.zeros(1, 84, 84)
     prior[:, 20:60, 20:60] = 1
-    task = dict(task="referring", dataset_name=None)
+    task = {"task": "referring", "dataset_name": None}
     with torch.no_grad():
         absent, zero, given = (
             tiny_model([make_input(**task, **extra)])[0]["ref_score"]

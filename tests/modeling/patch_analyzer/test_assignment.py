@@ -85,9 +85,7 @@ def test_object_without_a_free_patch_in_reach_is_unassigned():
 
 
 def test_window_of_the_any_layout_is_nine_patches():
-    result = build_assigner(rows=("a",))(
-        instances_of((11, 11, 31, 31)), NO_POINTS, NOTHING_IGNORED
-    )
+    result = build_assigner(rows=("a",))(instances_of((11, 11, 31, 31)), NO_POINTS, NOTHING_IGNORED)
     assert owned(result, 0) == [0, 1, 2, 6, 7, 8, 12, 13, 14]
 
 
@@ -128,9 +126,7 @@ def test_one_stuff_patch_is_positive_under_semantic_and_negative_under_instance(
     dog = (11, 11, 31, 31)
     semantic = build_assigner()(instances_of(dog, grass, stuff=[1]), NO_POINTS, NOTHING_IGNORED)
     assert owned(semantic, 1) == [34]
-    instance = build_assigner()(
-        instances_of(dog), torch.tensor([[42.0, 63.0]]), NOTHING_IGNORED
-    )
+    instance = build_assigner()(instances_of(dog), torch.tensor([[42.0, 63.0]]), NOTHING_IGNORED)
     assert 34 in instance.negatives.tolist()
     assert 34 not in instance.patches.tolist()
 

@@ -37,7 +37,8 @@ def test_shapes_and_gradients(conditioning):
     assert chosen.siglip_embeddings.shape == (3, 5)
     torch.testing.assert_close(chosen.mask_embeddings[0], chosen.mask_embeddings[2])
     total = proposals.objectness_logits.sum() + sum(
-        e.sum() for e in (chosen.mask_embeddings, chosen.category_embeddings, chosen.siglip_embeddings)
+        e.sum()
+        for e in (chosen.mask_embeddings, chosen.category_embeddings, chosen.siglip_embeddings)
     )
     total.backward()
     assert all(p.grad is not None for p in analyzer.parameters())
