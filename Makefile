@@ -9,6 +9,9 @@ VENV_PYTHON = .venv/bin/python
 TINY = --config-file configs/rose_tiny.yaml
 TINY_WEIGHTS = MODEL.WEIGHTS checkpoints/rose_tiny/model.safetensors
 
+# detectron2 still uses torch.jit.script: nothing that a user can change.
+export PYTHONWARNINGS ?= ignore::FutureWarning:torch.jit._script,ignore::DeprecationWarning:torch.jit._script
+
 .PHONY: help setup demo test lint format train-tiny eval-tiny
 
 help:
@@ -41,9 +44,9 @@ setup:
 
 demo: setup
 	$(VENV_PYTHON) datasets/prepare_clipart.py --images-only output/demo/images
-	$(VENV_PYTHON) demo/demo.py $(TINY) --input output/demo/images --output output/demo $(ARGS) \
-	  --opts $(TINY_WEIGHTS)
-	@echo "The result is in output/demo: a picture per image, a contact sheet and predictions.json"
+	$(VENV_PYTHON) demo/demo.py $(TINY) --input output/demo/images --output output/demo \
+	  --overwrite $(ARGS) --opts $(TINY_WEIGHTS)
+	@echo "The result is in output/demo: contact_sheet.jpg, overlays/ and predictions.json"
 
 train-tiny: setup
 	$(VENV_PYTHON) datasets/prepare_clipart.py

@@ -94,7 +94,8 @@ class FolderRun:
         """
         interrupted = False
         try:
-            self._segment_all()
+            if self.todo:
+                self._segment_all()
         except KeyboardInterrupt:
             interrupted = True
         finally:
@@ -205,7 +206,7 @@ class FolderRun:
             print(f"pictures:      {self.output / 'overlays'}")
             print(f"contact sheet: {self.output / 'contact_sheet.jpg'}")
         if self.failures:
-            print(f"{len(self.failures)} images could not be done:", file=sys.stderr)
+            print(f"{_count(len(self.failures))} could not be done:", file=sys.stderr)
             for reason in self.failures:
                 print(f"  {reason}", file=sys.stderr)
         if interrupted:
@@ -238,6 +239,10 @@ def file_name_of(path: Path) -> str:
     absolute = path.resolve()
     here = Path.cwd()
     return (absolute.relative_to(here) if here in absolute.parents else absolute).as_posix()
+
+
+def _count(images: int) -> str:
+    return f"{images} image" if images == 1 else f"{images} images"
 
 
 def panoptic_ids(segments: Sequence[Segment], size: tuple[int, int]) -> np.ndarray:

@@ -114,6 +114,9 @@ def _add_heads(cfg: CN) -> None:
     cfg.MODEL.MASK_HEAD.SAM_CHECKPOINT = ""
     # Longest side of SAM's view in pixels, padded to a square.
     cfg.MODEL.MASK_HEAD.IMAGE_SIZE = 1024
+    # Also tell SAM where the patch is, by its own encoding of a click; False: the mask embedding
+    # alone, as the paper has it.
+    cfg.MODEL.MASK_HEAD.POSITION_PROMPT = False
     # SAM's normalisation, RGB in 0..255.
     cfg.MODEL.MASK_HEAD.PIXEL_MEAN = [123.675, 116.28, 103.53]
     cfg.MODEL.MASK_HEAD.PIXEL_STD = [58.395, 57.12, 57.375]

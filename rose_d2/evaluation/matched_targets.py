@@ -72,8 +72,8 @@ def _evaluate_image(model, proposals, sam_features, index, item, matched) -> Non
     patches = torch.stack([patch[logits[patch].argmax()] for patch in own])
     predictions = model.patch_analyzer.embed(proposals, index, patches)
     embedding = sam_features[index : index + 1]
-    (low_res,) = model.mask_head.decode(embedding, [predictions.mask_embeddings])
     input_size = tuple(item["sam_image"].shape[-2:])
+    (low_res,) = model.mask_head.decode(embedding, [predictions], [input_size])
     masks = model.mask_head.upscale(low_res, input_size, instances.image_size) > 0
     ious = pairwise_mask_iou(masks, instances.gt_masks.tensor[objects]).diagonal()
     names = model.inference.category_decoder.generate(

@@ -95,8 +95,9 @@ class Inference:
         for index, item in enumerate(batched_inputs):
             patches = self._select(proposals, index, item["task"])
             predictions = analyzer.embed(proposals, index, patches)
+            input_size = tuple(item["sam_image"].shape[-2:])
             embedding = image_embeddings[index : index + 1]
-            (low_res,) = mask_head.decode(embedding, [predictions.mask_embeddings])
+            (low_res,) = mask_head.decode(embedding, [predictions], [input_size])
             candidates = Instances((item["height"], item["width"]))
             candidates.scores = predictions.scores
             candidates.low_res_masks = low_res

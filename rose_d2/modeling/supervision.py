@@ -91,7 +91,8 @@ class Supervisor:
         predictions = [
             analyzer.embed(proposals, index, patches) for index, (patches, _, _) in enumerate(pairs)
         ]
-        masks = mask_head.decode(image_embeddings, [p.mask_embeddings for p in predictions])
+        input_sizes = [tuple(item["sam_image"].shape[-2:]) for item in batched_inputs]
+        masks = mask_head.decode(image_embeddings, predictions, input_sizes)
         names = self._names(instances, pairs)
         category_losses = self._category_losses(backbone, predictions, names)
         supervisions = [

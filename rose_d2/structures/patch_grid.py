@@ -50,6 +50,11 @@ class PatchGrid:
         index = torch.arange(self.num_patches)
         return index // self.side, index % self.side
 
+    def centres(self) -> torch.Tensor:
+        """Centre of every patch as fractions of the view, (P, 2) float, x before y."""
+        rows, columns = self.rows_and_columns()
+        return (torch.stack([columns, rows], dim=1) + 0.5) / self.side
+
     def patch_of(self, point: tuple[float, float]) -> int:
         """Index of the patch that contains a point.
 

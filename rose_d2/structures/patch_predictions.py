@@ -13,6 +13,7 @@ class PatchPredictions:
 
     Attributes:
         patches: (K,) long, patch indices on the grid (-1 where a proposer has no location).
+        centres: (K, 2) x, y of the patches' centres as fractions of the image.
         objectness_logits: (K,) logits of "an object of interest is here".
         mask_embeddings: (K, E) prompts for SAM's mask decoder.
         category_embeddings: (K, D) inputs of the language model that spell a name.
@@ -20,6 +21,7 @@ class PatchPredictions:
     """
 
     patches: torch.Tensor
+    centres: torch.Tensor
     objectness_logits: torch.Tensor
     mask_embeddings: torch.Tensor
     category_embeddings: torch.Tensor
@@ -32,6 +34,7 @@ class PatchPredictions:
         """Choose patches with a slice, a boolean mask (K,) or long positions."""
         return PatchPredictions(
             self.patches[item],
+            self.centres[item],
             self.objectness_logits[item],
             self.mask_embeddings[item],
             self.category_embeddings[item],

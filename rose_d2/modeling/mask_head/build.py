@@ -12,7 +12,7 @@ A registered class is called with (cfg) and offers
 
 * `prompt_dim`: E, width of the embeddings it takes;
 * `encode(images) -> (B, E, g, g)`: features of a list of uint8 RGB images (3, h, w);
-* `decode(image_embeddings, mask_embeddings) -> list of (K, m, m)`: low-resolution logits;
+* `decode(image_embeddings, predictions, input_sizes) -> list of (K, m, m)`: low-resolution logits;
 * `upscale(low_res_masks, input_size, output_size) -> (K, H, W)`: logits at the original size;
 * `targets(masks, input_size) -> (soft targets, valid)`: ground truth in the logits' frame.
 """

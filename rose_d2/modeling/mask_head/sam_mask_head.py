@@ -11,6 +11,7 @@ from torch import nn
 from rose_d2.layers.mask_ops import mask_coverage, resize_masks
 from rose_d2.modeling.mask_head.build import MASK_HEAD_REGISTRY
 from rose_d2.modeling.mask_head.sam_builders import build_sam
+from rose_d2.structures.patch_predictions import PatchPredictions
 
 
 @MASK_HEAD_REGISTRY.register()
@@ -23,17 +24,27 @@ class SAMMaskHead(nn.Module):
     """
 
     @configurable
-    def __init__(self, *, sam: Sam, pixel_mean: list[float], pixel_std: list[float]) -> None:
+    def __init__(
+        self,
+        *,
+        sam: Sam,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        position_prompt: bool = False,
+    ) -> None:
         """
         Args:
             sam: image encoder, prompt encoder and mask decoder.
             pixel_mean: per channel, RGB in 0..255.
             pixel_std: per channel.
+            position_prompt: add SAM's own encoding of the patch's centre to its mask embedding,
+                as SAM adds it to the embedding of a click.
         """
         super().__init__()
         self.image_encoder = sam.image_encoder
         self.prompt_encoder = sam.prompt_encoder
         self.mask_decoder = sam.mask_decoder
+        self.position_prompt = position_prompt
         self.image_size = sam.image_encoder.img_size
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), False)
@@ -44,6 +55,7 @@ class SAMMaskHead(nn.Module):
             "sam": build_sam(cfg),
             "pixel_mean": cfg.MODEL.MASK_HEAD.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.MASK_HEAD.PIXEL_STD,
+            "position_prompt": cfg.MODEL.MASK_HEAD.POSITION_PROMPT,
         }
 
     @property
@@ -71,20 +83,26 @@ class SAMMaskHead(nn.Module):
         return self.image_encoder(views.to(dtype))
 
     def decode(
-        self, image_embeddings: torch.Tensor, mask_embeddings: list[torch.Tensor]
+        self,
+        image_embeddings: torch.Tensor,
+        predictions: list[PatchPredictions],
+        input_sizes: list[tuple[int, int]],
     ) -> list[torch.Tensor]:
-        """Masks of every image's prompts.
+        """Masks of every image's candidates.
 
         Args:
             image_embeddings: (B, E, g, g).
-            mask_embeddings: B tensors (K_i, E).
+            predictions: B times K_i candidates with their mask embeddings.
+            input_sizes: B times (h, w) of the unpadded views given to `encode`.
 
         Returns:
             B tensors (K_i, m, m) of logits in the padded frame; (0, m, m) where K_i is 0.
         """
         return [
-            self._decode_one(image[None], prompts)
-            for image, prompts in zip(image_embeddings, mask_embeddings, strict=True)
+            self._decode_one(image[None], self._prompts(candidates, size))
+            for image, candidates, size in zip(
+                image_embeddings, predictions, input_sizes, strict=True
+            )
         ]
 
     def upscale(
@@ -151,6 +169,18 @@ class SAMMaskHead(nn.Module):
             )
         normalised = (image.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         return F.pad(normalised, (0, self.image_size - width, 0, self.image_size - height))
+
+    def _prompts(self, candidates: PatchPredictions, input_size: tuple[int, int]) -> torch.Tensor:
+        """Sparse prompts (K, E)."""
+        if not self.position_prompt:
+            return candidates.mask_embeddings
+        height, width = input_size
+        points = candidates.centres * candidates.centres.new_tensor([width, height])
+        square = (self.image_size, self.image_size)
+        # In full precision: half of it would move the angles of the Fourier features.
+        with torch.autocast(points.device.type, enabled=False):
+            positions = self.prompt_encoder.pe_layer.forward_with_coords(points[None], square)[0]
+        return candidates.mask_embeddings + positions
 
     def _decode_one(self, image_embedding: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
         if not len(prompts):

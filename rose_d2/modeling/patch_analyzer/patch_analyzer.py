@@ -82,6 +82,7 @@ class StandardPatchAnalyzer(nn.Module):
             )
         copies = len(ROLES) if role_conditioning == "separate_heads" else 1
         self.register_buffer("roles", layout.role_of_patches(grid), persistent=False)
+        self.register_buffer("centres", grid.centres(), persistent=False)
         self.role_embedding = None
         if role_conditioning == "embedding":
             self.role_embedding = nn.Parameter(torch.zeros(len(ROLES), input_dim))
@@ -133,6 +134,7 @@ class StandardPatchAnalyzer(nn.Module):
         roles = self.roles[patches]
         return PatchPredictions(
             patches=patches,
+            centres=self.centres[patches],
             objectness_logits=proposals.objectness_logits[image_index, patches],
             mask_embeddings=self.mask(features, roles),
             category_embeddings=self.category(features, roles),

@@ -8,6 +8,7 @@ from segment_anything.modeling import Sam
 from rose_d2.config import add_rose_config
 from rose_d2.modeling.mask_head.sam_builders import build_sam, build_sam_tiny
 from rose_d2.modeling.mask_head.sam_mask_head import SAMMaskHead
+from rose_d2.structures.patch_predictions import PatchPredictions
 
 SIDE = 64
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
@@ -24,11 +25,26 @@ def head(sam):
     return SAMMaskHead(sam=sam, pixel_mean=MEAN, pixel_std=STD).eval()
 
 
+def candidates(mask_embeddings, centres=None):
+    """Candidates of one image that differ in their mask embeddings only."""
+    count = len(mask_embeddings)
+    return PatchPredictions(
+        patches=torch.arange(count),
+        centres=torch.full((count, 2), 0.5) if centres is None else centres,
+        objectness_logits=torch.zeros(count),
+        mask_embeddings=mask_embeddings,
+        category_embeddings=torch.zeros(count, 1),
+        siglip_embeddings=torch.zeros(count, 1),
+    )
+
+
 def test_masks_equal_sams_own_decoder(sam: Sam, head):
     images = [torch.rand(3, 48, 64) * 255, torch.rand(3, 64, 40) * 255]
     prompts = [torch.randn(3, 64), torch.randn(2, 64)]
     with torch.no_grad():
-        found = head.decode(head.encode(images), prompts)
+        found = head.decode(
+            head.encode(images), [candidates(p) for p in prompts], [(48, 64), (64, 40)]
+        )
         for image, prompt, masks in zip(images, prompts, found, strict=True):
             embedding = sam.image_encoder(sam.preprocess(image)[None])
             _, dense = sam.prompt_encoder(points=None, boxes=None, masks=None)
@@ -42,6 +58,29 @@ def test_masks_equal_sams_own_decoder(sam: Sam, head):
             torch.testing.assert_close(masks, expected[:, 0], atol=1e-5, rtol=1e-4)
 
 
+def test_position_prompt_is_sams_encoding_of_a_click_at_the_patch(sam: Sam):
+    head = SAMMaskHead(sam=sam, pixel_mean=MEAN, pixel_std=STD, position_prompt=True).eval()
+    image = torch.rand(3, 48, 64) * 255
+    # A patch a quarter across and three quarters down a view of 48 x 64: pixel (16, 36).
+    candidate = candidates(torch.zeros(1, 64), torch.tensor([[0.25, 0.75]]))
+    with torch.no_grad():
+        (found,) = head.decode(head.encode([image]), [candidate], [(48, 64)])
+        # SAM moves a click to the middle of its pixel and adds a vector for its label.
+        click = (torch.tensor([[[15.5, 35.5]]]), torch.ones(1, 1))
+        sparse, dense = sam.prompt_encoder(points=click, boxes=None, masks=None)
+        # SAM also adds a padding token, which our prompts do not have.
+        assert sparse.shape == (1, 2, 64)
+        click_only = (sparse - sam.prompt_encoder.point_embeddings[1].weight)[:, :1]
+        expected, _ = sam.mask_decoder(
+            image_embeddings=sam.image_encoder(sam.preprocess(image)[None]),
+            image_pe=sam.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=click_only,
+            dense_prompt_embeddings=dense,
+            multimask_output=False,
+        )
+    torch.testing.assert_close(found, expected[:, 0], atol=1e-5, rtol=1e-4)
+
+
 def test_upscaling_equals_sams_postprocessing(sam, head):
     low_res = torch.randn(2, 16, 16)
     expected = sam.postprocess_masks(low_res[:, None], (48, 64), (96, 128))[:, 0]
@@ -50,7 +89,8 @@ def test_upscaling_equals_sams_postprocessing(sam, head):
 
 def test_no_prompts_give_no_masks(head):
     embeddings = head.encode([torch.zeros(3, 64, 64), torch.zeros(3, 64, 64)])
-    none, one = head.decode(embeddings, [torch.zeros(0, 64), torch.zeros(1, 64)])
+    empty, single = candidates(torch.zeros(0, 64)), candidates(torch.zeros(1, 64))
+    none, one = head.decode(embeddings, [empty, single], [(64, 64), (64, 64)])
     assert none.shape == (0, 16, 16)
     assert one.shape == (1, 16, 16)
     assert head.upscale(none, (64, 64), (10, 20)).shape == (0, 10, 20)
