@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--config-file",
         default="configs/rose_tiny.yaml",
         metavar="FILE",
-        help="default: %(default)s",
+        help="default: %(default)s, with the checkpoint that ships beside it",
     )
     parser.add_argument(
         "--input",

@@ -24,6 +24,10 @@ from rose_d2.visualization import RoseVisualizer, contact_sheet
 
 _SHEET_PICTURES = 40
 
+# The model that ships with the repository; its config trains from scratch, so names no weights.
+TINY_CONFIG = "rose_tiny.yaml"
+TINY_WEIGHTS = Path(__file__).resolve().parent.parent / "checkpoints" / "rose_tiny"
+
 
 class FolderRun:
     """Segments images and keeps on disk what every batch gave, so that it can be continued."""
@@ -229,6 +233,8 @@ def load_config(config_file: str, opts: Sequence[str], min_score: float) -> CfgN
         raise ValueError(
             f"the config {config_file!r} with --opts {' '.join(opts)!r} does not fit: {error}."
         ) from error
+    if Path(config_file).name == TINY_CONFIG and "MODEL.WEIGHTS" not in opts:
+        cfg.MODEL.WEIGHTS = str(TINY_WEIGHTS)
     cfg.TEST.SCORE_THRESH = cfg.TEST.PANOPTIC.SCORE_THRESH = min_score
     cfg.freeze()
     return cfg

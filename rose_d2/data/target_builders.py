@@ -114,7 +114,10 @@ class TargetBuilder:
         candidates = None
         if rng.random() < self.candidate_prob:
             present = sorted({names[i] for i in np.flatnonzero(asked)})
-            candidates = draw_candidates(present, class_names, self.max_distractors, rng)
+            # What training must not name must not be offered to it either.
+            unseen = set(metadata.get("unseen_classes", ()))
+            known = [name for name in class_names if name not in unseen]
+            candidates = draw_candidates(present, known, self.max_distractors, rng)
             asked &= np.asarray([name in candidates for name in names], dtype=bool)
         return Targets(
             instances=_to_instances(regions, names, asked, self.size),

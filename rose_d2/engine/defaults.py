@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import multiprocessing
 import os
 import weakref
 from collections.abc import Iterable
@@ -51,10 +52,19 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rose_d2")
-    if cfg.MODEL.DEVICE == "cpu" and comm.get_local_size() > 1:
+    if comm.get_local_size() > 1:
+        _share_machine(cfg)
+    return cfg
+
+
+def _share_machine(cfg: CfgNode) -> None:
+    """Settle what one of several processes on a machine should not do as if it were alone."""
+    # detectron2's launch leaves "spawn" behind, with which every loader worker would import
+    # torch anew; the first method listed is the platform's own.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    if cfg.MODEL.DEVICE == "cpu":
         # Else every process would start one thread per core.
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // comm.get_local_size()))
-    return cfg
 
 
 def _settled_seed(cfg: CfgNode, *, resume: bool) -> int:

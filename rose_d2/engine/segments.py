@@ -89,16 +89,11 @@ def _instance_segments(instances: Instances) -> list[Segment]:
 def _panoptic_segments(output: dict[str, Any]) -> list[Segment]:
     panoptic_seg, segments_info = output["panoptic_seg"]
     ids = panoptic_seg.cpu().numpy()
-    instances = output["instances"]
-    # A segment's score is that of the instance it was made from, which also knows its name score.
-    sources = zip(instances.pred_category_names, instances.scores.tolist(), strict=True)
-    log_probabilities = dict(zip(sources, instances.name_scores.tolist(), strict=True))
     segments = []
     for info in segments_info:
-        log_probability = log_probabilities.get((info["category_name"], info["score"]))
-        name_score = None if log_probability is None else math.exp(log_probability)
         mask = ids == info["id"]
         if mask.any():
+            name_score = math.exp(info["name_score"])
             segments.append(
                 Segment(mask, info["category_name"], info["score"], name_score, info["isthing"])
             )

@@ -101,7 +101,7 @@ def panoptic_inference(
     Returns:
         panoptic_seg: int32 (H, W), 0 where no segment is.
         segments_info: dicts with id, category_id (-1 without a vocabulary), isthing,
-            category_name and score (the highest of its candidates), best first.
+            category_name, score (the highest of its candidates) and name_score, best first.
     """
     keep = candidates.scores >= score_threshold
     if is_thing is not None:
@@ -124,6 +124,7 @@ def panoptic_inference(
                 "isthing": group.is_thing,
                 "category_name": candidates.pred_category_names[best],
                 "score": float(candidates.scores[best]),
+                "name_score": float(candidates.name_scores[best]),
             }
         )
         panoptic_seg[visible] = len(segments_info)

@@ -180,7 +180,10 @@ class Supervisor:
         if dataset_name not in self._vocabularies:
             metadata = MetadataCatalog.get(dataset_name)
             classes = CategoryVocabulary.from_metadata(metadata).class_names
-            self._vocabularies[dataset_name] = tuple(dict.fromkeys(classes))
+            # Classes held out to measure open naming must not even be negatives.
+            unseen = set(metadata.get("unseen_classes", ()))
+            known = [name for name in classes if name not in unseen]
+            self._vocabularies[dataset_name] = tuple(dict.fromkeys(known))
         known = self._vocabularies[dataset_name]
         return tuple(dict.fromkeys((*known, *(name or NO_TARGET_NAME for name in names))))
 

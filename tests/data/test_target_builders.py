@@ -132,6 +132,12 @@ def test_candidates_make_unlisted_objects_negative(scene):
     assert {distractor for _, distractor in seen} == {True, False}
 
 
+def test_held_out_classes_are_never_offered(scene, monkeypatch):
+    monkeypatch.setitem(_metadata("panoptic").__dict__, "unseen_classes", ["red car"])
+    offered = [_build(scene, "panoptic", s, candidate_prob=1.0).candidates for s in range(50)]
+    assert "red car" not in {name for names in offered for name in names}
+
+
 def test_candidates_of_the_instance_task_are_things(scene):
     for seed in range(20):
         assert set(_build(scene, "instance", seed, candidate_prob=1.0).candidates) <= set(THINGS)

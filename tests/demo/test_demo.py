@@ -55,6 +55,7 @@ class FakePredictor:
                 "isthing": i == 0,
                 "category_name": names[i],
                 "score": float(scores[i]),
+                "name_score": 0.0,
             }
             for i in range(2)
         ]

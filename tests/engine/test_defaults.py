@@ -2,6 +2,8 @@ import argparse
 import contextlib
 import json
 import logging
+import multiprocessing
+import os
 
 import pytest
 import torch
@@ -110,6 +112,20 @@ def test_setup_takes_the_cpu_where_there_is_no_gpu(tmp_path, monkeypatch, plain_
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cfg = defaults.setup(make_args(tmp_path, "MODEL.DEVICE", "cuda"))
     assert cfg.MODEL.DEVICE == "cpu" and cfg.is_frozen()
+
+
+def test_processes_share_cores_and_start_workers_cheaply(tmp_path, monkeypatch, plain_logging):
+    threads, method = torch.get_num_threads(), multiprocessing.get_start_method()
+    monkeypatch.setattr(defaults.comm, "get_local_size", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    try:
+        multiprocessing.set_start_method("spawn", force=True)
+        defaults.setup(make_args(tmp_path, "MODEL.DEVICE", "cpu"))
+        assert torch.get_num_threads() == 3
+        assert multiprocessing.get_start_method() == method
+    finally:
+        torch.set_num_threads(threads)
+        multiprocessing.set_start_method(method, force=True)
 
 
 def test_setup_draws_a_seed_once_per_run(tmp_path, plain_logging):

@@ -47,22 +47,29 @@ def test_instances_keep_names_scores_and_kind():
     assert (segments[1].mask == rows(1, 2)).all()
 
 
-def test_panoptic_segments_find_the_score_of_their_name():
+def test_panoptic_segments_come_from_the_map_and_its_infos():
     ids = torch.zeros(4, 3, dtype=torch.int32)
     ids[0], ids[2] = 1, 2
-    score = float(torch.tensor(0.9))
-    info = [
-        {"id": 1, "isthing": True, "category_name": "dog", "score": score, "category_id": -1},
-        {"id": 2, "isthing": False, "category_name": "sky", "score": 0.6, "category_id": -1},
-        {"id": 3, "isthing": True, "category_name": "hidden", "score": 0.5, "category_id": -1},
+
+    def info(number, name, score, is_thing, log_probability):
+        return {
+            "id": number,
+            "category_id": -1,
+            "isthing": is_thing,
+            "category_name": name,
+            "score": score,
+            "name_score": log_probability,
+        }
+
+    infos = [
+        info(1, "dog", 0.9, True, math.log(0.5)),
+        info(2, "sky", 0.6, False, 0.0),
+        info(3, "hidden", 0.5, True, 0.0),
     ]
-    found = instances((rows(0, 1), "dog", 0.9, math.log(0.5), SMALL_ROLE))
-    output = {"instances": found, "panoptic_seg": (ids, info)}
-    segments = segments_from_output(output, "panoptic")
+    segments = segments_from_output({"panoptic_seg": (ids, infos)}, "panoptic")
     assert [s.category_name for s in segments] == ["dog", "sky"]
-    assert (segments[0].mask == rows(0)).all(), "the map's pixels, not the instance's"
-    assert segments[0].name_score == pytest.approx(0.5)
-    assert segments[1].name_score is None
+    assert (segments[0].mask == rows(0)).all()
+    assert [s.name_score for s in segments] == [pytest.approx(0.5), 1.0]
     assert [s.is_thing for s in segments] == [True, False]
 
 
