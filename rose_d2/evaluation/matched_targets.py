@@ -11,6 +11,7 @@ from tqdm import tqdm
 from rose_d2.layers.mask_ops import pairwise_mask_iou
 from rose_d2.modeling.meta_arch.rose import ROSE
 from rose_d2.modeling.patch_analyzer.super_patch import ROLES
+from rose_d2.structures.query_proposals import QueryProposals
 
 
 @dataclass
@@ -60,7 +61,15 @@ def evaluate_matched_targets(model: ROSE, loader: Iterable[list[dict]]) -> Match
     return matched
 
 
-def _evaluate_image(model, proposals, sam_features, index, item, matched) -> None:  # noqa: ANN001
+def _evaluate_image(
+    model: ROSE,
+    proposals: QueryProposals,
+    sam_features: torch.Tensor,
+    index: int,
+    item: dict,
+    matched: MatchedTargets,
+) -> None:
+    """Add the targets of image `index` of a batch to `matched`."""
     instances = item["instances"].to(model.device)
     assignment = model.supervisor.assigner(instances, item["negative_points"], item["ignore_mask"])
     matched.num_unassigned += assignment.num_unassigned

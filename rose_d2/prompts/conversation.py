@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -67,7 +68,7 @@ def render_user_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 
 def _try_render(tokenizer: PreTrainedTokenizerBase, content: list | str) -> str | None:
-    messages = [{"role": "user", "content": content}]
+    messages: list[Any] = [{"role": "user", "content": content}]
     try:
         rendered = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
