@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
@@ -38,6 +40,7 @@ class ROSE(nn.Module):
         response_decoder: ResponseDecoder | None,
         image_first: bool,
         trainable_parts: dict[str, bool],
+        bases: dict[str, str] | None = None,
     ) -> None:
         """
         Args:
@@ -49,6 +52,7 @@ class ROSE(nn.Module):
             response_decoder: writes the text response at inference, or None.
             image_first: the image before the instruction in every prompt.
             trainable_parts: which parts train, by part name; LoRA always does.
+            bases: see `base_revisions`.
         """
         super().__init__()
         self.backbone = backbone
@@ -58,6 +62,7 @@ class ROSE(nn.Module):
         self.inference = inference
         self.response_decoder = response_decoder
         self.image_first = image_first
+        self._bases = dict(bases or {})
         self._freeze(trainable_parts)
 
     @classmethod
@@ -77,6 +82,7 @@ class ROSE(nn.Module):
             "response_decoder": responses,
             "image_first": cfg.MODEL.LMM.IMAGE_FIRST,
             "trainable_parts": {k.lower(): v for k, v in cfg.MODEL.TRAINABLE.items()},
+            "bases": _pretrained_bases(cfg, backbone),
         }
 
     @property
@@ -154,10 +160,11 @@ class ROSE(nn.Module):
         return {name: parameters for name, parameters in parts.items() if parameters}
 
     def base_revisions(self) -> dict[str, str]:
-        """Where the frozen bases came from: name and revision of the pretrained LMM."""
-        config = self.backbone.model.config
-        revision = getattr(config, "_commit_hash", None) or "unknown"
-        return {"lmm": config._name_or_path or "random", "lmm_revision": revision}
+        """Submodules that came with pretrained weights, and which: name and revision.
+
+        Their frozen parameters are not part of a checkpoint.
+        """
+        return dict(self._bases)
 
     def _lmm_inputs(
         self, batched_inputs: list[dict]
@@ -212,3 +219,13 @@ def check_segmentation_framework(cfg: CfgNode) -> None:
             f"MODEL.ROSE.SEGMENT_UNIT {rose.SEGMENT_UNIT!r} with CLASSIFY_UNIT "
             f"{rose.CLASSIFY_UNIT!r} is not available; use 'patch' with 'decode'."
         )
+
+
+def _pretrained_bases(cfg: CfgNode, backbone: LMMBackbone) -> dict[str, str]:
+    bases = {}
+    if cfg.MODEL.LMM.PRETRAINED:
+        revision = getattr(backbone.model.config, "_commit_hash", None) or "local"
+        bases["backbone.model"] = f"{cfg.MODEL.LMM.PRETRAINED}@{revision}"
+    if cfg.MODEL.MASK_HEAD.SAM_CHECKPOINT:
+        bases["mask_head"] = Path(cfg.MODEL.MASK_HEAD.SAM_CHECKPOINT).name
+    return bases

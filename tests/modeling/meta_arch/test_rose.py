@@ -8,6 +8,9 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import EventStorage
 
+from rose_d2.engine.weights import keys_to_save
+from rose_d2.modeling.backbone.llava_builders import build_llava
+from rose_d2.modeling.mask_head.sam_builders import build_sam_tiny
 from rose_d2.structures.category_names import CategoryNames
 
 LOSSES = {
@@ -172,3 +175,22 @@ def test_unbuilt_framework_is_refused(tiny_cfg):
     tiny_cfg.MODEL.ROSE.SEGMENT_UNIT = "seg_stack"
     with pytest.raises(ValueError, match="use 'patch' with 'decode'"):
         build_model(tiny_cfg)
+
+
+def test_pretrained_bases_are_named_so_that_checkpoints_leave_them_out(tiny_cfg, tmp_path):
+    random = build_model(tiny_cfg)
+    assert random.base_revisions() == {}
+    lmm = build_llava(tiny_cfg, random.backbone.tokenizer)
+    lmm.save_pretrained(tmp_path / "lmm")
+    torch.save(build_sam_tiny(64).state_dict(), tmp_path / "sam.pth")
+    tiny_cfg.MODEL.LMM.PRETRAINED = str(tmp_path / "lmm")
+    tiny_cfg.MODEL.MASK_HEAD.SAM_CHECKPOINT = str(tmp_path / "sam.pth")
+    tiny_cfg.MODEL.TRAINABLE.LANGUAGE_MODEL = False
+    model = build_model(tiny_cfg)
+    assert model.base_revisions() == {
+        "backbone.model": f"{tmp_path / 'lmm'}@local",
+        "mask_head": "sam.pth",
+    }
+    saved = keys_to_save(model)
+    assert not any("language_model.layers" in key for key in saved)
+    assert any("patch_embedding" in key for key in saved)
