@@ -44,7 +44,6 @@ def test_rgb_is_read_as_it_is(tmp_path):
         ("RGBA", "webp"),
         ("PA", "im"),
         ("CMYK", "tif"),
-        ("YCbCr", "tif"),
         ("F", "tif"),
     ],
 )

