@@ -21,22 +21,32 @@ ROLE_CONDITIONINGS = ("embedding", "separate_heads", "none")
 class RoleProjector(nn.Module):
     """A projector shared by all roles, or one per role."""
 
-    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int, num_copies: int) -> None:
+    def __init__(
+        self, input_dim: int, hidden_dim: int, output_dim: int, own_roles: list[int]
+    ) -> None:
+        """
+        Args:
+            input_dim: D.
+            hidden_dim: width of the hidden layer.
+            output_dim: width of the result.
+            own_roles: role ids with a projector of their own; [] for one shared by all.
+        """
         super().__init__()
         self.output_dim = output_dim
+        self.own_roles = own_roles
         self.copies = nn.ModuleList(
-            MLP(input_dim, hidden_dim, output_dim) for _ in range(num_copies)
+            MLP(input_dim, hidden_dim, output_dim) for _ in own_roles or [None]
         )
 
     def forward(self, features: torch.Tensor, roles: torch.Tensor) -> torch.Tensor:
         """Project (K, D) features of patches with roles (K,) to (K, output_dim)."""
-        if len(self.copies) == 1:
+        if not self.own_roles:
             return self.copies[0](features)
         outputs = features.new_zeros(len(features), self.output_dim)
-        for role, mlp in enumerate(self.copies):
+        for role, mlp in zip(self.own_roles, self.copies, strict=True):
             # Every copy runs on every batch, if on zero rows, so that no rank skips one.
             chosen = (roles == role).nonzero().flatten()
-            outputs = outputs.index_copy(0, chosen, mlp(features[chosen]))
+            outputs = outputs.index_copy(0, chosen, mlp(features[chosen]).to(outputs.dtype))
         return outputs
 
 
@@ -80,16 +90,16 @@ class StandardPatchAnalyzer(nn.Module):
                 f"MODEL.PATCH_ANALYZER.ROLE_CONDITIONING is {role_conditioning!r}; allowed are "
                 f"{', '.join(ROLE_CONDITIONINGS)}."
             )
-        copies = len(ROLES) if role_conditioning == "separate_heads" else 1
+        own = layout.roles if role_conditioning == "separate_heads" else []
         self.register_buffer("roles", layout.role_of_patches(grid), persistent=False)
         self.register_buffer("centres", grid.centres(), persistent=False)
         self.role_embedding = None
         if role_conditioning == "embedding":
             self.role_embedding = nn.Parameter(torch.zeros(len(ROLES), input_dim))
-        self.objectness = RoleProjector(input_dim, hidden_dim, 1, copies)
-        self.mask = RoleProjector(input_dim, hidden_dim, prompt_dim, copies)
-        self.category = RoleProjector(input_dim, hidden_dim, input_dim, copies)
-        self.siglip = RoleProjector(input_dim, hidden_dim, siglip_dim, copies)
+        self.objectness = RoleProjector(input_dim, hidden_dim, 1, own)
+        self.mask = RoleProjector(input_dim, hidden_dim, prompt_dim, own)
+        self.category = RoleProjector(input_dim, hidden_dim, input_dim, own)
+        self.siglip = RoleProjector(input_dim, hidden_dim, siglip_dim, own)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec, prompt_dim: int) -> dict:

@@ -47,6 +47,11 @@ class SuperPatchLayout:
         if not 0 < self.scale_bounds[0] <= self.scale_bounds[1]:
             raise ValueError(f"MODEL.SUPER_PATCH.SCALE_BOUNDS {scale_bounds} must ascend from 0.")
 
+    @property
+    def roles(self) -> list[int]:
+        """Role ids that occur in the layout, ascending."""
+        return sorted({LETTERS[letter] for row in self.rows for letter in row})
+
     def role_of_patches(self, grid: PatchGrid) -> torch.Tensor:
         """Role of every patch, (P,) long indices into `ROLES`."""
         tile = torch.tensor([[LETTERS[letter] for letter in row] for row in self.rows])
@@ -73,7 +78,7 @@ class SuperPatchLayout:
         return self._fall_back(roles)
 
     def _fall_back(self, roles: torch.Tensor) -> torch.Tensor:
-        present = {LETTERS[letter] for row in self.rows for letter in row}
+        present = self.roles
         table = torch.arange(len(ROLES))
         for role in range(STUFF_ROLE + 1):
             if role not in present:
