@@ -1,0 +1,79 @@
+r"""Make a small folder to publish from a finished training run.
+
+    python tools/release_checkpoint.py --run output/rose_tiny --output checkpoints/rose_tiny
+
+Writes `model.safetensors` in half precision and without the training state, the config, the
+metrics and the progress lines of the log; no path of the machine gets into them.
+Evaluate the result, not the original: `train_net.py --eval-only MODEL.WEIGHTS <output>`.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from rose_d2.engine.weights import read_safetensors
+
+PROGRESS = ("d2.utils.events", "rose_d2.data.build]: Training on")
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, required=True, help="OUTPUT_DIR of the training run")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--checkpoint", help="checkpoint folder inside --run (default: the last one)"
+    )
+    return parser.parse_args(argv)
+
+
+def release(run: Path, checkpoint: str | None, output: Path) -> None:
+    """Write the files of a release.
+
+    Args:
+        run: OUTPUT_DIR of a run.
+        checkpoint: name of a checkpoint folder in it; None takes the last.
+        output: folder to write; existing files of the same names are replaced.
+
+    Raises:
+        FileNotFoundError: if the run or its checkpoint is not there.
+        ValueError: if the weights are damaged.
+    """
+    name = checkpoint or (run / "last_checkpoint").read_text().strip()
+    tensors, metadata = read_safetensors(str(run / name / "model.safetensors"))
+    output.mkdir(parents=True, exist_ok=True)
+    half = {key: _halved(tensor) for key, tensor in tensors.items()}
+    save_file(half, output / "model.safetensors", metadata)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["OUTPUT_DIR"] = f"./output/{output.name}"
+    (output / "config.yaml").write_text(yaml.safe_dump(config))
+    shutil.copyfile(run / "metrics.json", output / "metrics.json")
+    lines = (run / "log.txt").read_text().splitlines()
+    progress = [line for line in lines if any(word in line for word in PROGRESS)]
+    (output / "log.txt").write_text("\n".join(progress) + "\n")
+
+
+def _halved(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.half() if tensor.dtype == torch.float32 else tensor
+
+
+def main(argv: list[str]) -> None:
+    """Release, and say where."""
+    args = parse_args(argv)
+    try:
+        release(args.run, args.checkpoint, args.output)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"release_checkpoint.py: error: {error}")
+    size = (args.output / "model.safetensors").stat().st_size / 1e6
+    print(f"{args.output}: model.safetensors has {size:.1f} MB")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
