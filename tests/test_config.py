@@ -1,6 +1,7 @@
 """Every key is read and explained, and every shipped config builds."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def added_keys():
     return sorted(set(leaves(ours)) - set(leaves(plain)))
 
 
+@functools.cache
 def read_attributes():
     """Every attribute name read anywhere in the package outside config.py."""
     names = set()

@@ -132,10 +132,20 @@ def test_candidates_make_unlisted_objects_negative(scene):
     assert {distractor for _, distractor in seen} == {True, False}
 
 
-def test_held_out_classes_are_never_offered(scene, monkeypatch):
-    monkeypatch.setitem(_metadata("panoptic").__dict__, "unseen_classes", ["red car"])
-    offered = [_build(scene, "panoptic", s, candidate_prob=1.0).candidates for s in range(50)]
-    assert "red car" not in {name for names in offered for name in names}
+def test_held_out_classes_are_never_offered(scene):
+    builder = TARGET_BUILDERS["panoptic"](size=20, max_counted_names=20, candidate_prob=1.0)
+
+    def offered(metadata):
+        draws = [
+            builder.build(scene["panoptic"], metadata, np.random.default_rng(s)).candidates
+            for s in range(50)
+        ]
+        return {name for names in draws for name in names}
+
+    metadata = _metadata("panoptic")
+    assert "red car" in offered(metadata)
+    metadata.unseen_classes = ["red car"]
+    assert "red car" not in offered(metadata)
 
 
 def test_candidates_of_the_instance_task_are_things(scene):
