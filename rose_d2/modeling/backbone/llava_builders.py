@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 
 import peft
 import torch
 from detectron2.config import CfgNode
-from torch import nn
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
@@ -54,39 +52,7 @@ def build_llava(
         image_token_id=image_token_id,
         tie_word_embeddings=text.get("tie_word_embeddings", False),
     )
-    model = LlavaOnevisionForConditionalGeneration(config)
-    positions = vision_model(model).embeddings.position_embedding.weight
-    with torch.no_grad():
-        positions.copy_(sine_cosine_positions(math.isqrt(len(positions)), positions.shape[1]))
-    return model.to(lmm_dtype(cfg))
-
-
-def vision_model(model: LlavaOnevisionForConditionalGeneration) -> nn.Module:
-    """SigLIP; its parts sit one level deeper in transformers before 5.6."""
-    tower = model.model.vision_tower
-    return getattr(tower, "vision_model", tower)
-
-
-def sine_cosine_positions(side: int, dim: int) -> torch.Tensor:
-    """Two-dimensional sine-cosine position embeddings to start from, without pretraining.
-
-    Inner products of such vectors depend on the offset of two patches only, so attention can
-    learn a neighbourhood for all patches at once. They train like any other weight.
-
-    Args:
-        side: S, patches along one side.
-        dim: width, a multiple of 4.
-
-    Returns:
-        (S * S, dim), values in -1..1.
-    """
-    # From a quarter turn per patch down to a quarter turn per image.
-    rates = torch.logspace(0, -math.log10(side), dim // 4) * math.pi / 2
-    angles = torch.arange(side)[:, None] * rates  # (S, dim / 4)
-    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (S, dim / 2)
-    rows = waves[:, None].expand(side, side, -1)
-    columns = waves[None, :].expand(side, side, -1)
-    return torch.cat([rows, columns], dim=2).reshape(side * side, -1)
+    return LlavaOnevisionForConditionalGeneration(config).to(lmm_dtype(cfg))
 
 
 def load_llava(cfg: CfgNode) -> LlavaOnevisionForConditionalGeneration:

@@ -12,12 +12,7 @@ from torch import nn
 from transformers import Cache, LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerBase
 
 from rose_d2.layers.prefix_attention import prefix_attention_mask
-from rose_d2.modeling.backbone.llava_builders import (
-    add_lora,
-    build_llava,
-    load_llava,
-    vision_model,
-)
+from rose_d2.modeling.backbone.llava_builders import add_lora, build_llava, load_llava
 from rose_d2.modeling.backbone.lmm import LMMBackbone, LMMOutput
 from rose_d2.modeling.backbone.patch_embed import widen_patch_embedding
 from rose_d2.prompts.conversation import EncodedPrompt
@@ -102,8 +97,9 @@ class LlavaOneVisionBackbone(LMMBackbone):
 
     @property
     def vision_tower(self) -> nn.Module:
-        """SigLIP."""
-        return vision_model(self.model)
+        """SigLIP; its parts sit one level deeper in transformers before 5.6."""
+        tower = self.model.model.vision_tower
+        return getattr(tower, "vision_model", tower)
 
     def forward(
         self,
