@@ -50,7 +50,9 @@ def release(run: Path, checkpoint: str | None, output: Path) -> None:
     tensors, metadata = read_safetensors(str(run / name / "model.safetensors"))
     output.mkdir(parents=True, exist_ok=True)
     half = {key: _halved(tensor) for key, tensor in tensors.items()}
-    save_file(half, output / "model.safetensors", metadata)
+    weights = output / "model.safetensors"
+    save_file(half, weights, metadata)
+    weights.chmod(0o644)  # save_file lets only the owner read
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["OUTPUT_DIR"] = f"./output/{output.name}"
     (output / "config.yaml").write_text(yaml.safe_dump(config))
