@@ -8,7 +8,7 @@ Evaluate the result, not the original: `train_net.py --eval-only MODEL.WEIGHTS <
 """
 
 import argparse
-import shutil
+import json
 import sys
 from pathlib import Path
 
@@ -56,10 +56,15 @@ def release(run: Path, checkpoint: str | None, output: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["OUTPUT_DIR"] = f"./output/{output.name}"
     (output / "config.yaml").write_text(yaml.safe_dump(config))
-    shutil.copyfile(run / "metrics.json", output / "metrics.json")
-    lines = (run / "log.txt").read_text().splitlines()
-    progress = [line for line in lines if any(word in line for word in PROGRESS)]
+    # A resumed run has written the steps since its checkpoint twice: the later ones count.
+    rows = {json.loads(row)["iteration"]: row for row in _lines(run / "metrics.json")}
+    (output / "metrics.json").write_text("\n".join(rows[step] for step in sorted(rows)) + "\n")
+    progress = [line for line in _lines(run / "log.txt") if any(word in line for word in PROGRESS)]
     (output / "log.txt").write_text("\n".join(progress) + "\n")
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines()
 
 
 def _halved(tensor: torch.Tensor) -> torch.Tensor:

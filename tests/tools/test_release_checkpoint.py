@@ -25,7 +25,9 @@ def test_release_loads_and_names_no_folder(tool, tiny_cfg, tiny_model, tmp_path)
     run.mkdir(parents=True)
     tiny_cfg.OUTPUT_DIR = str(run)
     (run / "config.yaml").write_text(tiny_cfg.dump())
-    (run / "metrics.json").write_text('{"iteration": 1}\n')
+    (run / "metrics.json").write_text(
+        '{"iteration": 1, "loss": 3}\n{"iteration": 2}\n{"iteration": 1, "loss": 4}\n'
+    )
     (run / "log.txt").write_text(
         f"[d2.utils.env]: python {run}\n[11/22 16:00:00 d2.utils.events]: eta: 0 iter: 1\n"
     )
@@ -37,6 +39,8 @@ def test_release_loads_and_names_no_folder(tool, tiny_cfg, tiny_model, tmp_path)
         torch.testing.assert_close(loaded.state_dict()[name], value, atol=1e-3, rtol=1e-3)
     original = (run / "model_final" / "model.safetensors").stat().st_size
     assert (output / "model.safetensors").stat().st_size < 0.6 * original
+    metrics = (output / "metrics.json").read_text()
+    assert metrics == '{"iteration": 1, "loss": 4}\n{"iteration": 2}\n'
     assert "iter: 1" in (output / "log.txt").read_text()
     for file in ("config.yaml", "log.txt", "metrics.json"):
         assert "secret" not in (output / file).read_text(), file
