@@ -45,7 +45,7 @@ def _add_lmm(cfg: CN) -> None:
     cfg.MODEL.LMM.PROMPT_ATTENTION = "bidirectional"
     # Image before the instruction, as the paper prints its prompts.
     cfg.MODEL.LMM.IMAGE_FIRST = True
-    # float32 | bfloat16: the dtype of the LMM's and SAM's weights.
+    # float32 | bfloat16: the dtype of the LMM's weights.
     cfg.MODEL.LMM.DTYPE = "float32"
     # Recompute activations in the backward pass (vision tower and language model).
     cfg.MODEL.LMM.GRADIENT_CHECKPOINTING = False

@@ -91,5 +91,4 @@ def toy_instances():
     instances.gt_classes = torch.tensor([0, 1])
     instances.gt_category_names = CategoryNames(["dog", "red car"])
     instances.gt_is_stuff = torch.zeros(2, dtype=torch.bool)
-    instances.gt_group = torch.arange(2)
     return instances

@@ -52,4 +52,5 @@ def test_three_scenes_are_learnt_by_heart(tiny_cfg, batch):
         outputs = model(batch)
     for item, output in zip(batch, outputs, strict=True):
         found = set(output["instances"].pred_category_names)
+        assert found, "nothing was found at all"
         assert len(found & set(item["instances"].gt_category_names)) >= len(found) / 2

@@ -30,7 +30,7 @@ class Targets:
     """What one training image is supervised with, in the language model's view (I, I).
 
     Attributes:
-        instances: gt_masks, gt_classes, gt_category_names, gt_is_stuff, gt_group of N targets.
+        instances: gt_masks, gt_classes, gt_category_names, gt_is_stuff of N targets.
         conversation: the instruction and the counting response.
         negative_points: float32 (M, 2) centres (x, y) of regions that are not asked for.
         ignore_mask: bool (I, I), pixels about which nothing is known.
@@ -244,7 +244,6 @@ def _to_instances(
     instances.gt_classes = torch.from_numpy(regions.classes[indices])
     instances.gt_category_names = CategoryNames(names[i] for i in indices)
     instances.gt_is_stuff = torch.from_numpy(regions.is_stuff[indices])
-    instances.gt_group = torch.from_numpy(indices)
     return instances
 
 

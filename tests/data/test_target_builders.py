@@ -27,7 +27,6 @@ def test_dense_tasks_ask_for_things_and_stuff(scene, task):
     assert list(targets.instances.gt_category_names) == ["dog", "cat", "sky", "grass"]
     assert targets.instances.gt_classes.tolist() == [0, 1, 3, 4]
     assert targets.instances.gt_is_stuff.tolist() == [False, False, True, True]
-    assert targets.instances.gt_group.tolist() == [0, 1, 2, 3]
     assert targets.instances.image_size == (20, 20)
     assert targets.instances.gt_masks.tensor.sum(dim=(1, 2)).tolist()[:2] == [18, 18]
     assert targets.negative_points.shape == (0, 2)
@@ -68,7 +67,6 @@ def test_crowds_and_void_are_neither_target_nor_negative(scene):
 def test_referring_asks_for_its_object_only(scene):
     targets = _build(scene, "referring")
     assert list(targets.instances.gt_category_names) == ["dog"]
-    assert targets.instances.gt_group.tolist() == [2]
     assert "the dog on the left" in targets.conversation.instruction
     assert targets.conversation.response == "There are 1 dog in this image."
     # The cat (rows 10-15, view columns 15-17); the crowd is not a negative.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -18,8 +16,6 @@ from rose_d2.modeling.backbone.patch_embed import widen_patch_embedding
 from rose_d2.prompts.conversation import EncodedPrompt
 from rose_d2.prompts.tokenizer import build_tokenizer
 from rose_d2.structures.patch_grid import PatchGrid
-
-logger = logging.getLogger(__name__)
 
 
 @BACKBONE_REGISTRY.register()

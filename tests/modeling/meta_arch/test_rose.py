@@ -29,7 +29,6 @@ def no_instances(side=84):
     empty.gt_classes = torch.zeros(0, dtype=torch.long)
     empty.gt_category_names = CategoryNames([])
     empty.gt_is_stuff = torch.zeros(0, dtype=torch.bool)
-    empty.gt_group = torch.zeros(0, dtype=torch.long)
     return empty
 
 
