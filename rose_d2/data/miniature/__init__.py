@@ -1,0 +1,1 @@
+"""Miniatures of the public datasets in their official layouts, drawn from clip-art scenes."""

@@ -1,0 +1,152 @@
+"""What the preparation scripts of all datasets share: workers, progress, atomic files, errors."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from rose_d2.data.datasets.broken import strict_annotations
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_ITEMS_PER_CHUNK = 16
+
+
+def preparation_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options every preparation script has; a script adds its own.
+
+    Args:
+        description: usually the script's docstring.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path(os.environ.get("DETECTRON2_DATASETS", "datasets")),
+        help="folder that holds all datasets (default: $DETECTRON2_DATASETS, else ./datasets)",
+    )
+    parser.add_argument(
+        "--num-workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes; changes the time, never the files (default: number of cores)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="make again what is already complete"
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="stop at the first broken annotation instead of counting it",
+    )
+    return parser
+
+
+def run_main(
+    main: Callable[[argparse.Namespace], int | None],
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Run a preparation script: parse, work, and turn errors into one sentence.
+
+    Args:
+        main: does the work; its return value, if any, is the exit status.
+        parser: from `preparation_parser`.
+        arguments: replaces sys.argv[1:].
+
+    Returns:
+        The exit status: `main`'s or 0, 1 after an error, 130 after Ctrl-C.
+    """
+    args = parser.parse_args(arguments)
+    args.root = args.root.expanduser()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    # A polite kill cleans up like Ctrl-C does.
+    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with strict_annotations(args.strict):
+            return main(args) or 0
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"{parser.prog}: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{parser.prog}: interrupted; run it again to go on.\n")
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def run_parallel(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    num_workers: int,
+    description: str,
+    unit: str = "image",
+) -> Iterator[Result]:
+    """Apply a function to every item, in processes, with a progress bar.
+
+    Args:
+        function: can be pickled.
+        items: its arguments.
+        num_workers: processes; with 1 or less everything runs in this one.
+        description: left of the progress bar.
+        unit: what an item is called there.
+
+    Yields:
+        The results in the order of the items.
+    """
+    with contextlib.ExitStack() as stack:
+        if num_workers <= 1:
+            results: Iterator[Result] = map(function, items)
+        else:
+            pool = ProcessPoolExecutor(num_workers, initializer=start_worker)
+            # Also when interrupted: nobody may write any more once the caller cleans up.
+            stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+            results = pool.map(function, items, chunksize=_ITEMS_PER_CHUNK)
+        yield from tqdm(results, total=len(items), desc=description, unit=unit)
+
+
+def start_worker() -> None:
+    """Leave Ctrl-C, which reaches the whole process group, to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file so that it is never seen half-written.
+
+    Args:
+        path: the file; its folder must exist.
+        write: called with a temporary path beside it, of the same suffix.
+    """
+    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    try:
+        write(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def dump_json(content: Any, path: Path) -> None:
+    """Write compact JSON atomically.
+
+    Args:
+        content: plain containers.
+        path: the file; its folder must exist.
+    """
+    text = json.dumps(content, separators=(",", ":"))
+    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
