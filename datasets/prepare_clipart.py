@@ -18,6 +18,7 @@ from pathlib import Path
 from rose_d2.data.clipart.sample_images import write_sample_images
 from rose_d2.data.clipart.splits import BenchmarkSettings
 from rose_d2.data.clipart.writer import write_benchmark
+from rose_d2.data.datasets.clipart import NUM_SCENES
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -33,14 +34,22 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of everything drawn (default: 0)")
     parser.add_argument(
-        "--num-train", type=int, default=20000, help="training scenes (default: 20000)"
+        "--num-train",
+        type=int,
+        default=NUM_SCENES["train"],
+        help="training scenes (default: %(default)s)",
     )
-    parser.add_argument("--num-val", type=int, default=500, help="validation scenes (default: 500)")
+    parser.add_argument(
+        "--num-val",
+        type=int,
+        default=NUM_SCENES["val"],
+        help="validation scenes (default: %(default)s)",
+    )
     parser.add_argument(
         "--num-val-unseen",
         type=int,
-        default=300,
-        help="scenes with a color-object combination that training never shows (default: 300)",
+        default=NUM_SCENES["val_unseen"],
+        help="scenes with a color-object combination training never shows (default: %(default)s)",
     )
     parser.add_argument(
         "--num-workers",

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from rose_d2.data.clipart.categories import (
@@ -18,8 +17,11 @@ from rose_d2.data.clipart.categories import (
 )
 from rose_d2.data.datasets.panoptic import load_coco_panoptic
 from rose_d2.data.datasets.refcoco import load_refer
+from rose_d2.data.datasets.registration import DatasetEntry, register
 
 SPLITS = ("train", "val", "val_unseen")
+# What prepare_clipart.py draws unless told otherwise.
+NUM_SCENES = {"train": 20_000, "val": 500, "val_unseen": 300}
 EVALUATOR_TYPES = {
     "instance": "coco",
     "semantic": "sem_seg",
@@ -56,24 +58,19 @@ class ClipartPaths:
         self.sem_seg_root = self.folder / "sem_seg" / split
         self.refer_root = self.folder / "refer"
 
-    def require(self, path: Path) -> Path:
-        """Returns a path that exists.
-
-        Raises:
-            FileNotFoundError: with the command that makes the dataset.
-        """
-        if not path.exists():
-            raise FileNotFoundError(
-                f"The clip-art benchmark is not complete in {self.folder} ({path} is missing): "
-                f"make it with `python datasets/prepare_clipart.py --root {self.root}`, or set "
-                "DETECTRON2_DATASETS to the folder that holds clipart/ before starting Python."
-            )
-        return path
+    def needed_for(self, task: str) -> tuple[Path, ...]:
+        """Files and folders the datasets of a task need."""
+        files = (self.image_root, self.panoptic_json, self.panoptic_root)
+        if task == "instance":
+            return (*files, self.instances_json)
+        if task == "semantic":
+            return (*files, self.sem_seg_root)
+        return (*files, self.refer_root) if task == "referring" else files
 
 
 def _load_panoptic(paths: ClipartPaths) -> list[dict[str, Any]]:
     return load_coco_panoptic(
-        paths.require(paths.panoptic_json),
+        paths.panoptic_json,
         paths.image_root,
         paths.panoptic_root,
         THING_IDS,
@@ -91,8 +88,8 @@ def _with_segments(records: list[dict[str, Any]], paths: ClipartPaths) -> list[d
 
 
 def _load_instance(paths: ClipartPaths, split: str, name: str) -> list[dict[str, Any]]:
-    json_file = paths.require(paths.instances_json)
-    return _with_segments(load_coco_json(str(json_file), str(paths.image_root), name), paths)
+    records = load_coco_json(str(paths.instances_json), str(paths.image_root), name)
+    return _with_segments(records, paths)
 
 
 def _load_semantic(paths: ClipartPaths, split: str, name: str) -> list[dict[str, Any]]:
@@ -108,8 +105,7 @@ def _load_panoptic_task(paths: ClipartPaths, split: str, name: str) -> list[dict
 
 
 def _load_referring(paths: ClipartPaths, split: str, name: str) -> list[dict[str, Any]]:
-    folder = paths.require(paths.refer_root)
-    records = load_refer(folder, "unc", split, paths.folder / "images", THING_IDS)
+    records = load_refer(paths.refer_root, "unc", split, paths.folder / "images", THING_IDS)
     return _with_segments(records, paths)
 
 
@@ -119,30 +115,6 @@ LOADERS: dict[str, Callable[[ClipartPaths, str, str], list[dict[str, Any]]]] = {
     "panoptic": _load_panoptic_task,
     "referring": _load_referring,
 }
-
-
-def load_clipart(root: str | Path, task: str, split: str) -> list[dict[str, Any]]:
-    """Loads one split of the benchmark for one task; no image is opened.
-
-    Args:
-        root: the datasets folder, the parent of `clipart`.
-        task: "instance", "semantic", "panoptic" or "referring".
-        split: "train", "val" or "val_unseen".
-
-    Returns:
-        detectron2 dataset dicts, each with `task` and `dataset_name`. Instance and referring
-        dicts also carry `pan_seg_file_name` and `segments_info`.
-
-    Raises:
-        FileNotFoundError: if the benchmark has not been made.
-        ValueError: if its files are damaged.
-    """
-    name = dataset_name(task, split)
-    records = LOADERS[task](ClipartPaths(root, split), split, name)
-    for record in records:
-        record["task"] = task
-        record["dataset_name"] = name
-    return records
 
 
 def dataset_name(task: str, split: str) -> str:
@@ -195,6 +167,37 @@ def clipart_metadata(root: str | Path, task: str, split: str) -> dict[str, Any]:
     return metadata
 
 
+def clipart_entry(root: str | Path, task: str, split: str) -> DatasetEntry:
+    """One split of the benchmark for one task.
+
+    Instance and referring dicts also carry `pan_seg_file_name` and `segments_info`.
+
+    Args:
+        root: the datasets folder, the parent of `clipart`.
+        task: "instance", "semantic", "panoptic" or "referring".
+        split: "train", "val" or "val_unseen".
+    """
+    name, paths = dataset_name(task, split), ClipartPaths(root, split)
+    return DatasetEntry(
+        name=name,
+        load=lambda: LOADERS[task](paths, split, name),
+        metadata=clipart_metadata(root, task, split),
+        files=paths.needed_for(task),
+        how_to_get=f"Make it with `python datasets/prepare_clipart.py --root {root}`.",
+        num_images=NUM_SCENES[split],
+    )
+
+
+def load_clipart(root: str | Path, task: str, split: str) -> list[dict[str, Any]]:
+    """Loads one split of the benchmark for one task, see `clipart_entry`; no image is opened.
+
+    Raises:
+        FileNotFoundError: if the benchmark has not been made.
+        ValueError: if its files are damaged.
+    """
+    return clipart_entry(root, task, split).load_dicts()
+
+
 def register_clipart(root: str | Path) -> None:
     """Registers the twelve clip-art datasets; a name that is there already is replaced.
 
@@ -206,11 +209,4 @@ def register_clipart(root: str | Path) -> None:
     root = os.path.expanduser(root)
     for task in NAME_PARTS:
         for split in SPLITS:
-            name = dataset_name(task, split)
-            if name in DatasetCatalog.list():
-                DatasetCatalog.remove(name)
-                MetadataCatalog.remove(name)
-            DatasetCatalog.register(
-                name, lambda task=task, split=split: load_clipart(root, task, split)
-            )
-            MetadataCatalog.get(name).set(**clipart_metadata(root, task, split))
+            register(clipart_entry(root, task, split))
