@@ -1,6 +1,5 @@
 """The clip-art benchmark as detectron2 datasets: metadata, loaders and registration."""
 
-import colorsys
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from rose_d2.data.clipart.categories import (
     STUFF_NAMES,
     THING_NAMES,
 )
+from rose_d2.data.datasets.colors import distinct_colors
 from rose_d2.data.datasets.panoptic import load_coco_panoptic
 from rose_d2.data.datasets.refcoco import load_refer
 from rose_d2.data.datasets.registration import DatasetEntry, register
@@ -131,12 +131,6 @@ def dataset_name(task: str, split: str) -> str:
     return f"clipart_{NAME_PARTS[task]}_{split}"
 
 
-def _colors() -> list[list[int]]:
-    """One RGB color per class; neighbours in the list differ by the golden angle in hue."""
-    hues = [index * 0.618034 % 1 for index in range(len(ALL_NAMES))]
-    return [[round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.7, 0.95)] for hue in hues]
-
-
 def clipart_metadata(root: str | Path, task: str, split: str) -> dict[str, Any]:
     """Metadata of one dataset, as detectron2's evaluators and visualizer expect it.
 
@@ -144,7 +138,7 @@ def clipart_metadata(root: str | Path, task: str, split: str) -> dict[str, Any]:
     index is the contiguous id. `unseen_classes` are the names that training never shows.
     """
     paths = ClipartPaths(root, split)
-    colors = _colors()
+    colors = distinct_colors(len(ALL_NAMES))
     metadata: dict[str, Any] = {
         "evaluator_type": EVALUATOR_TYPES[task],
         "task": task,

@@ -1,0 +1,209 @@
+"""Your own data in one call: COCO annotations, or images with label PNGs and a list of classes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detectron2.data.datasets import load_coco_json
+from PIL import ExifTags, Image
+
+from rose_d2.data.datasets.broken import BrokenAnnotations
+from rose_d2.data.datasets.colors import distinct_colors
+from rose_d2.data.datasets.registration import DatasetEntry, register
+
+IGNORE_LABEL = 255
+STUFF_MARK = "stuff"
+_CHECK_PATHS = "Check the paths you gave for it."
+
+
+def register_custom(declarations: Sequence[Sequence[str]]) -> None:
+    """Register the datasets of DATASETS.CUSTOM.
+
+    Args:
+        declarations: each (name, "coco", image folder, annotation JSON) or
+            (name, "labels", image folder, folder of label PNGs, file with the classes).
+
+    Raises:
+        ValueError: a declaration has another form, or its files are not what they should be.
+        FileNotFoundError: one of its files does not exist.
+    """
+    for declaration in declarations:
+        match tuple(declaration):
+            case (name, "coco", image_root, json_file):
+                register_custom_coco(name, image_root, json_file)
+            case (name, "labels", image_root, label_root, classes_file):
+                register_custom_labels(name, image_root, label_root, classes_file)
+            case _:
+                raise ValueError(
+                    f"DATASETS.CUSTOM has the entry {declaration!r}; write (name, 'coco', image "
+                    "folder, annotation JSON) or (name, 'labels', image folder, folder of label "
+                    "PNGs, file with one class name per line)."
+                )
+
+
+def register_custom_coco(name: str, image_root: str | Path, json_file: str | Path) -> None:
+    """Register images with COCO instance annotations, for training, evaluation and the demo.
+
+    Args:
+        name: to use in DATASETS.TRAIN and TEST.
+        image_root: folder that the images' `file_name` is relative to.
+        json_file: with `images`, `annotations` (polygons or RLE) and `categories`.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: the file is no COCO annotation file.
+    """
+    image_root, json_file = Path(image_root).expanduser(), Path(json_file).expanduser()
+    _require(name, image_root, json_file)
+    categories = sorted(_read_coco(json_file)["categories"], key=lambda c: c["id"])
+    classes = _checked_names([str(category["name"]) for category in categories], json_file)
+    metadata = {
+        "task": "instance",
+        "evaluator_type": "coco",
+        "json_file": str(json_file),
+        "image_root": str(image_root),
+        "thing_classes": classes,
+        "thing_colors": distinct_colors(len(classes)),
+        "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
+    }
+    register(
+        DatasetEntry(
+            name=name,
+            load=lambda: load_coco_json(str(json_file), str(image_root), name),
+            metadata=metadata,
+            files=(image_root, json_file),
+            how_to_get=_CHECK_PATHS,
+        )
+    )
+
+
+def register_custom_labels(
+    name: str, image_root: str | Path, label_root: str | Path, classes_file: str | Path
+) -> None:
+    """Register images with one label PNG each, for training, evaluation and the demo.
+
+    Args:
+        name: to use in DATASETS.TRAIN and TEST.
+        image_root: folder of the images.
+        label_root: folder of the label PNGs, 8-bit grey or palette, named like their images;
+            the value of a pixel is the line number of its class, from 0; 255 is unlabelled.
+        classes_file: text file with one class name per line; a line that ends in ": stuff" is
+            background without a shape of its own ("sky: stuff").
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: the list of classes is empty, too long, or has a name twice.
+    """
+    image_root, label_root = Path(image_root).expanduser(), Path(label_root).expanduser()
+    classes_file = Path(classes_file).expanduser()
+    _require(name, image_root, label_root, classes_file)
+    lines = classes_file.read_text(encoding="utf-8").splitlines()
+    pairs = [line.partition(":") for line in lines if line.strip()]
+    classes = _checked_names([first.strip() for first, _, _ in pairs], classes_file)
+    is_stuff = [mark.strip().lower() == STUFF_MARK for _, _, mark in pairs]
+    metadata = {
+        "task": "semantic",
+        "evaluator_type": "sem_seg",
+        "image_root": str(image_root),
+        "sem_seg_root": str(label_root),
+        "ignore_label": IGNORE_LABEL,
+        "stuff_classes": classes,
+        "stuff_colors": distinct_colors(len(classes)),
+        "stuff_dataset_id_to_contiguous_id": {i: i for i in range(len(classes))},
+        "thing_classes": [c for c, stuff in zip(classes, is_stuff, strict=True) if not stuff],
+    }
+    register(
+        DatasetEntry(
+            name=name,
+            load=lambda: load_labelled_images(image_root, label_root),
+            metadata=metadata,
+            files=(image_root, label_root, classes_file),
+            how_to_get=_CHECK_PATHS,
+        )
+    )
+
+
+def load_labelled_images(image_root: Path, label_root: Path) -> list[dict[str, Any]]:
+    """Pair images with label PNGs of the same name; only headers are read.
+
+    Args:
+        image_root: folder of the images.
+        label_root: folder of the PNGs.
+
+    Returns:
+        One dict per image that has labels, by name; images without are counted and left out.
+
+    Raises:
+        ValueError: no image has labels.
+    """
+    known = Image.registered_extensions()
+    broken = BrokenAnnotations(label_root)
+    records = []
+    for path in sorted(p for p in image_root.iterdir() if p.suffix.lower() in known):
+        label_file = label_root / f"{path.stem}.png"
+        if not label_file.exists():
+            broken.add("images without a label PNG", path.name)
+            continue
+        try:
+            width, height = _displayed_size(path)
+        except OSError:
+            broken.add("images that cannot be read", path.name)
+            continue
+        records.append(
+            {
+                "file_name": str(path),
+                "image_id": path.stem,
+                "height": height,
+                "width": width,
+                "sem_seg_file_name": str(label_file),
+            }
+        )
+    broken.report()
+    if not records:
+        raise ValueError(
+            f"No image of {image_root} has a label PNG of its name in {label_root}; for "
+            "street.jpg a file street.png is needed there."
+        )
+    return records
+
+
+def _displayed_size(path: Path) -> tuple[int, int]:
+    """Width and height once the camera's rotation is applied, as when the image is read."""
+    with Image.open(path) as image:
+        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return image.size[::-1] if is_turned else image.size
+
+
+def _require(name: str, *paths: Path) -> None:
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(f"The custom dataset {name!r} needs {path}, which is missing.")
+
+
+def _read_coco(json_file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(json_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{json_file} is not valid JSON ({error}).") from error
+    needed = ("images", "annotations", "categories")
+    missing = [key for key in needed if key not in content] if isinstance(content, dict) else needed
+    if missing:
+        raise ValueError(
+            f"{json_file} lacks {', '.join(missing)}; a COCO instance annotation file has a dict "
+            f"with {', '.join(needed)}."
+        )
+    return content
+
+
+def _checked_names(names: list[str], source: Path) -> list[str]:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not names or twice or not all(names) or len(names) > IGNORE_LABEL:
+        wrong = f"the name {twice[0]!r} twice" if twice else f"{len(names)} classes"
+        raise ValueError(
+            f"{source} has {wrong}; give 1 to {IGNORE_LABEL} different, non-empty names, as a "
+            "person would say them, since they are what the model learns to say."
+        )
+    return names
