@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
+from scipy.ndimage import find_objects
 
 from rose_d2.data.preparation import dump_json, run_parallel, write_atomically
 
@@ -134,14 +135,21 @@ def id_to_rgb(segment_ids: np.ndarray) -> np.ndarray:
 
 def _measured(converted: PanopticImage) -> list[dict[str, Any]]:
     """The segments that still have pixels, with their area and bounding box (x, y, w, h)."""
+    segments = converted.segments
+    # One pass over the pixels, whatever the number of segments: large images have hundreds.
+    largest = max(int(converted.segment_ids.max()), *(s["id"] for s in segments), 0)
+    numbers = np.zeros(largest + 1, dtype=np.int32)
+    numbers[[s["id"] for s in segments]] = np.arange(1, len(segments) + 1)
+    numbered = numbers[converted.segment_ids]  # (H, W), 0 for void
+    areas = np.bincount(numbered.ravel(), minlength=len(segments) + 1)[1:]
     measured = []
-    for segment in converted.segments:
-        rows, columns = np.nonzero(converted.segment_ids == segment["id"])
-        if len(rows) == 0:
-            continue
-        x, y = int(columns.min()), int(rows.min())
-        box = [x, y, int(columns.max()) + 1 - x, int(rows.max()) + 1 - y]
-        measured.append(segment | {"area": len(rows), "bbox": box})
+    boxes = find_objects(numbered, max_label=len(segments))
+    for segment, area, box in zip(segments, areas.tolist(), boxes, strict=True):
+        if box is not None:
+            rows, columns = box
+            x, y = columns.start, rows.start
+            xywh = [x, y, columns.stop - x, rows.stop - y]
+            measured.append(segment | {"area": area, "bbox": xywh})
     return measured
 
 

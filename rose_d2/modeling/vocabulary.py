@@ -127,7 +127,8 @@ class CategoryVocabulary:
     ) -> CategoryVocabulary:
         """Vocabulary of a registered dataset.
 
-        `class_synonyms`, if the metadata has it, gives further names by class name.
+        `class_synonyms`, if the metadata has it, gives a list of further names per class, in the
+        order of the classes; a class's own name in its list does no harm.
 
         Args:
             metadata: detectron2 metadata with `evaluator_type` and the class lists of its type:
@@ -153,7 +154,8 @@ class CategoryVocabulary:
                 f"Dataset {metadata.get('name', '?')!r} has the evaluator type {evaluator_type!r}; "
                 "a vocabulary can be read from coco, sem_seg, coco_panoptic_seg and refcoco."
             )
-        synonyms = metadata.get("class_synonyms", None)
+        listed = metadata.get("class_synonyms", None)
+        synonyms = None if listed is None else dict(zip(names, listed, strict=True))
         return cls(names, is_thing, synonyms=synonyms, similarity=similarity)
 
     def map_names(self, names: Sequence[str], embeddings: Tensor | None = None) -> NameMapping:

@@ -109,7 +109,7 @@ def test_panoptic_metadata_gives_all_classes_with_flags():
         thing_classes=["dog", "cat"],
         stuff_classes=["dog", "cat", "sky"],
         thing_dataset_id_to_contiguous_id={7: 0, 9: 1},
-        class_synonyms={"dog": ["puppy"]},
+        class_synonyms=[["dog", "puppy"], [], ["sky"]],
     )
     vocabulary = CategoryVocabulary.from_metadata(metadata)
     assert vocabulary.is_thing == [True, True, False]

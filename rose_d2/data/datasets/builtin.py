@@ -6,7 +6,12 @@ use another folder. No file is opened before a dataset is asked for.
 
 import os
 
+from rose_d2.data.datasets.ade20k import register_ade20k
 from rose_d2.data.datasets.clipart import register_clipart
+from rose_d2.data.datasets.coco import register_coco
+from rose_d2.data.datasets.coco_stuff import register_coco_stuff
+from rose_d2.data.datasets.mapillary_vistas import register_mapillary_vistas
+from rose_d2.data.datasets.refer_registry import register_refer
 
 DEFAULT_ROOT = "datasets"
 
@@ -15,9 +20,15 @@ def register_all(root: str) -> None:
     """Registers all datasets; doing so again replaces them.
 
     Args:
-        root: folder that holds one folder per dataset.
+        root: folder that holds one folder per dataset; `~` is expanded.
     """
+    root = os.path.expanduser(root)
     register_clipart(root)
+    register_ade20k(root)
+    register_coco(root)
+    register_coco_stuff(root)
+    register_mapillary_vistas(root)
+    register_refer(root)
 
 
 register_all(os.environ.get("DETECTRON2_DATASETS", DEFAULT_ROOT))

@@ -58,8 +58,8 @@ def register_custom_coco(name: str, image_root: str | Path, json_file: str | Pat
     """
     image_root, json_file = Path(image_root).expanduser(), Path(json_file).expanduser()
     _require(name, image_root, json_file)
-    categories = sorted(_read_coco(json_file)["categories"], key=lambda c: c["id"])
-    classes = _checked_names([str(category["name"]) for category in categories], json_file)
+    categories = _sorted_categories(json_file)
+    classes = _class_names(categories, json_file)
     metadata = {
         "task": "instance",
         "evaluator_type": "coco",
@@ -100,10 +100,8 @@ def register_custom_labels(
     image_root, label_root = Path(image_root).expanduser(), Path(label_root).expanduser()
     classes_file = Path(classes_file).expanduser()
     _require(name, image_root, label_root, classes_file)
-    lines = classes_file.read_text(encoding="utf-8").splitlines()
-    pairs = [line.partition(":") for line in lines if line.strip()]
-    classes = _checked_names([first.strip() for first, _, _ in pairs], classes_file)
-    is_stuff = [mark.strip().lower() == STUFF_MARK for _, _, mark in pairs]
+    marked = _read_classes(classes_file)
+    classes = [name for name, _ in marked]
     metadata = {
         "task": "semantic",
         "evaluator_type": "sem_seg",
@@ -113,7 +111,7 @@ def register_custom_labels(
         "stuff_classes": classes,
         "stuff_colors": distinct_colors(len(classes)),
         "stuff_dataset_id_to_contiguous_id": {i: i for i in range(len(classes))},
-        "thing_classes": [c for c, stuff in zip(classes, is_stuff, strict=True) if not stuff],
+        "thing_classes": [name for name, is_stuff in marked if not is_stuff],
     }
     register(
         DatasetEntry(
@@ -124,6 +122,27 @@ def register_custom_labels(
             how_to_get=_CHECK_PATHS,
         )
     )
+
+
+def read_class_names(path: str | Path) -> list[str]:
+    """Read the class names of a dataset.
+
+    Args:
+        path: COCO annotation JSON, or text as for `register_custom_labels`.
+
+    Returns:
+        The names in the order of the classes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has no names, or one twice.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file {str(path)!r} to read class names from.")
+    if path.suffix.lower() == ".json":
+        return _class_names(_sorted_categories(path), path)
+    return [name for name, _ in _read_classes(path)]
 
 
 def load_labelled_images(image_root: Path, label_root: Path) -> list[dict[str, Any]]:
@@ -181,6 +200,23 @@ def _require(name: str, *paths: Path) -> None:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"The custom dataset {name!r} needs {path}, which is missing.")
+
+
+def _read_classes(path: Path) -> list[tuple[str, bool]]:
+    """Names and whether they are stuff, from "sky: stuff" or "car", one a line."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    parts = [line.partition(":") for line in lines]
+    names = _checked_names([name.strip() for name, _, _ in parts], path)
+    marks = [mark.strip().lower() == STUFF_MARK for _, _, mark in parts]
+    return list(zip(names, marks, strict=True))
+
+
+def _sorted_categories(json_file: Path) -> list[dict[str, Any]]:
+    return sorted(_read_coco(json_file)["categories"], key=lambda category: category["id"])
+
+
+def _class_names(categories: list[dict[str, Any]], source: Path) -> list[str]:
+    return _checked_names([str(category["name"]) for category in categories], source)
 
 
 def _read_coco(json_file: Path) -> dict[str, Any]:

@@ -68,12 +68,22 @@ def register(entry: DatasetEntry) -> None:
     Args:
         entry: what to register.
     """
-    if entry.name in DatasetCatalog.list():
-        DatasetCatalog.remove(entry.name)
-        MetadataCatalog.pop(entry.name, None)
+    unregister(entry.name)
     DatasetCatalog.register(entry.name, entry.load_dicts)
     MetadataCatalog.get(entry.name).set(**entry.metadata)
     _ENTRIES[entry.name] = entry
+
+
+def unregister(name: str) -> None:
+    """Take a dataset out of the catalogs; nothing happens when it is not there.
+
+    Args:
+        name: of a dataset, also one that detectron2 itself registered.
+    """
+    if name in DatasetCatalog.list():
+        DatasetCatalog.remove(name)
+    MetadataCatalog.pop(name, None)
+    _ENTRIES.pop(name, None)
 
 
 def registered_entries() -> dict[str, DatasetEntry]:

@@ -7,10 +7,12 @@ from PIL import Image
 
 from rose_d2.data.datasets.broken import strict_annotations
 from rose_d2.data.datasets.custom import (
+    read_class_names,
     register_custom,
     register_custom_coco,
     register_custom_labels,
 )
+from rose_d2.data.datasets.registration import unregister
 
 NAME = "rose_test_custom"
 
@@ -18,15 +20,13 @@ NAME = "rose_test_custom"
 @pytest.fixture(autouse=True)
 def _unregister():
     yield
-    if NAME in DatasetCatalog.list():
-        DatasetCatalog.remove(NAME)
-        MetadataCatalog.remove(NAME)
+    unregister(NAME)
 
 
 @pytest.fixture
 def coco(tmp_path):
     """One image of 8 x 6 with a zebra (id 40) and a cup (id 7)."""
-    (tmp_path / "images").mkdir()
+    (tmp_path / "images").mkdir(exist_ok=True)
     Image.new("RGB", (8, 6)).save(tmp_path / "images" / "a.png")
     content = {
         "images": [{"id": 5, "file_name": "a.png", "width": 8, "height": 6}],
@@ -51,7 +51,7 @@ def coco(tmp_path):
 def labels(tmp_path):
     """Two images of 8 x 6: a has labels, b has none; the third file is no image."""
     for folder in ("images", "labels"):
-        (tmp_path / folder).mkdir()
+        (tmp_path / folder).mkdir(exist_ok=True)
     for stem in "ab":
         Image.new("RGB", (8, 6)).save(tmp_path / "images" / f"{stem}.jpg")
     (tmp_path / "images" / "notes.txt").write_text("not an image")
@@ -124,3 +124,10 @@ def test_equal_class_names_are_refused(labels):
     (labels / "classes.txt").write_text("sky\nsky: stuff\n")
     with pytest.raises(ValueError, match="the name 'sky' twice"):
         register_custom_labels(NAME, labels / "images", labels / "labels", labels / "classes.txt")
+
+
+def test_class_names_of_a_file(coco, labels):
+    assert read_class_names(coco / "annotations.json") == ["cup", "zebra"]
+    assert read_class_names(labels / "classes.txt") == ["traffic light", "sky"]
+    with pytest.raises(FileNotFoundError, match="nowhere.txt"):
+        read_class_names("nowhere.txt")

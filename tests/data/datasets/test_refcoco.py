@@ -1,20 +1,11 @@
 import json
-import os
+import logging
 import pickle
-from collections import OrderedDict
 
-import numpy as np
 import pytest
-from pycocotools import mask as mask_util
 
-from rose_d2.data.datasets.refcoco import in_split, load_plain_pickle, load_refer
-
-
-def _code(*columns):
-    mask = np.zeros((4, 6), np.uint8, order="F")
-    mask[:, list(columns)] = 1
-    code = mask_util.encode(mask)
-    return {"size": code["size"], "counts": code["counts"].decode()}
+from rose_d2.data.datasets.broken import strict_annotations
+from rose_d2.data.datasets.refcoco import in_split, load_refer, load_refer_splits
 
 
 def _annotation(annotation_id, image_id, category_id, segmentation):
@@ -37,8 +28,8 @@ INSTANCES = {
     ],
     "annotations": [
         _annotation(30, 1, 18, POLYGON),
-        _annotation(40, 2, 90, _code(0)),
-        _annotation(31, 1, 90, [_code(0, 1), _code(1, 2)]),
+        _annotation(40, 2, 90, POLYGON),
+        _annotation(31, 1, 90, POLYGON),
     ],
     "categories": [{"id": 90, "name": "toothbrush"}, {"id": 18, "name": "dog"}],
 }
@@ -96,13 +87,6 @@ def test_one_record_per_reference_and_sentence(write):
     assert first["annotations"][0]["segmentation"] == POLYGON
 
 
-def test_several_run_length_codes_of_one_object_are_joined(write):
-    record = load_refer(write(), "unc", "val", "pictures")[0]
-    mask = mask_util.decode(record["annotations"][1]["segmentation"])
-    assert mask.any(0).tolist() == [True, True, True, False, False, False]
-    assert mask.max() == 1
-
-
 def test_category_ids_can_be_given(write):
     record = load_refer(write(), "unc", "val", "pictures", {18: 4, 90: 2})[0]
     assert [a["category_id"] for a in record["annotations"]] == [4, 2]
@@ -131,11 +115,73 @@ def test_a_split_without_references_is_an_error(write):
         load_refer(write(), "unc", "testC", "pictures")
 
 
+def test_dicts_of_one_image_share_one_annotations_list(write):
+    left, second, other = load_refer(write(), "unc", "val", "pictures")
+    assert left["annotations"] is second["annotations"]
+    assert left["annotations"] is not other["annotations"]
+    assert left["target_indices"] is not second["target_indices"]
+
+
+def test_several_splits_come_from_one_reading(write):
+    folder = write()
+    splits = load_refer_splits(folder, "unc", ("testA", "val"), "pictures")
+    assert {split: [r["sent_id"] for r in records] for split, records in splits.items()} == {
+        "testA": [40],
+        "val": [50, 51, 60],
+    }
+    assert splits["val"] == load_refer(folder, "unc", "val", "pictures")
+    # Image 1 has references in both splits; its objects are in memory once.
+    assert splits["testA"][0]["annotations"] is splits["val"][0]["annotations"]
+
+
+def test_images_may_have_other_names_on_disk(write):
+    record = load_refer(
+        write(), "unc", "testB", "train2017", name_image=lambda name: name.split("_")[-1]
+    )[0]
+    assert record["file_name"] == "train2017/1.jpg"
+
+
+UNDRAWN = _annotation(60, 1, 18, [])
+BROKEN_REFERENCES = {
+    "references to an image that instances.json lacks": _reference(9, 40, 77, "val", "x"),
+    "references to an annotation that their image does not have": _reference(9, 40, 1, "val", "x"),
+    "references to an annotation that cannot be used": _reference(9, 60, 1, "val", "x"),
+    "empty sentences": _reference(9, 31, 1, "val", "ok", " ", ""),
+}
+
+
+def test_broken_references_are_left_out_and_counted_in_one_warning(write, caplog):
+    instances = INSTANCES | {"annotations": [*INSTANCES["annotations"], UNDRAWN]}
+    folder = write([*BROKEN_REFERENCES.values(), REFERENCES[0]], instances)
+    with caplog.at_level(logging.WARNING):
+        records = load_refer(folder, "unc", "val", "pictures")
+    assert [r["sentence"] for r in records] == ["ok", "the brush"]
+    about_annotations, about_references = caplog.messages
+    assert "1 annotations without a mask" in about_annotations
+    assert about_references.startswith(f"{folder / 'refs(unc).p'}: left out ")
+    for reason in BROKEN_REFERENCES:
+        count = 2 if "sentences" in reason else 1
+        assert f"{count} {reason} (first: " in about_references
+
+
+# In the strict reading an annotation that cannot be used is an error by itself.
+@pytest.mark.parametrize("reason", [r for r in BROKEN_REFERENCES if "cannot be used" not in r])
+def test_broken_references_are_fatal_when_strict(write, reason):
+    folder = write([BROKEN_REFERENCES[reason], REFERENCES[0]])
+    with strict_annotations(), pytest.raises(ValueError, match=f"{reason}, first .*reference 9"):
+        load_refer(folder, "unc", "val", "pictures")
+
+
+def test_sound_files_give_no_warning_and_pass_the_strict_reading(write, caplog):
+    with strict_annotations():
+        assert len(load_refer(write(), "unc", "val", "pictures")) == 3
+    assert not caplog.messages
+
+
 def test_files_that_do_not_belong_together_are_an_error(write):
-    with pytest.raises(ValueError, match="reference 9 points at annotation 40"):
-        load_refer(write([_reference(9, 40, 1, "val", "x")]), "unc", "val", "pictures")
-    with pytest.raises(ValueError, match="reference 9 belongs to image 77"):
-        load_refer(write([_reference(9, 40, 77, "val", "x")]), "unc", "val", "pictures")
+    folder = write([_reference(9, 40, 77, "val", "x"), _reference(8, 40, 1, "val", "x")])
+    with pytest.raises(ValueError, match="no reference of split 'val' can be used"):
+        load_refer(folder, "unc", "val", "pictures")
 
 
 def test_malformed_references_are_an_error(write):
@@ -143,52 +189,14 @@ def test_malformed_references_are_an_error(write):
         load_refer(write({"ref_id": 1}), "unc", "val", "pictures")
     with pytest.raises(ValueError, match="lacks ann_id, image_id, split, sentences"):
         load_refer(write([{"ref_id": 1}]), "unc", "val", "pictures")
+    nameless = _reference(5, 31, 1, "val", "x")
+    del nameless["sentences"][0]["sent"]
+    with pytest.raises(ValueError, match="a sentence of reference 5 lacks sent;"):
+        load_refer(write([nameless]), "unc", "val", "pictures")
 
 
-class _Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path, protocol):
-    target = tmp_path / "executed"
-    path = tmp_path / "refs(unc).p"
-    path.write_bytes(pickle.dumps([_Malicious(target)], protocol))
-    with pytest.raises(ValueError, match=r"refs\(unc\).p is not a plain pickle.*mkdir"):
-        load_plain_pickle(path)
-    assert not target.exists()
-
-
-@pytest.mark.parametrize("content", [OrderedDict(a=1), {1, 2}, np.arange(3), len])
-def test_even_harmless_classes_are_refused_by_old_protocols(tmp_path, content):
-    # Protocol 2 spells sets as a call of builtins.set: nothing is imported, so it is refused too.
-    path = tmp_path / "file.p"
-    path.write_bytes(pickle.dumps(content, 2))
-    with pytest.raises(ValueError, match="not a plain pickle"):
-        load_plain_pickle(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"hello", pickle.dumps(REFERENCES, 2)[:-20]])
-def test_damaged_files_are_refused(tmp_path, content):
-    path = tmp_path / "file.p"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="not a plain pickle"):
-        load_plain_pickle(path)
-
-
-def test_python_2_pickles_with_accents_can_be_read(tmp_path):
-    # What Python 2 wrote for ["caf\xe9"]: a byte string, not text.
-    path = tmp_path / "file.p"
-    path.write_bytes(b"\x80\x02]q\x00U\x04caf\xe9q\x01a.")
-    assert load_plain_pickle(path) == ["caf\xe9"]
-
-
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_every_protocol_of_plain_content_can_be_read(tmp_path, protocol):
-    path = tmp_path / "file.p"
-    path.write_bytes(pickle.dumps(REFERENCES, protocol))
-    assert load_plain_pickle(path) == REFERENCES
+def test_a_hostile_pickle_stops_the_loader(write):
+    folder = write()
+    (folder / "refs(unc).p").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(ValueError, match=r"refs\(unc\).p is not a plain pickle.*os.system"):
+        load_refer(folder, "unc", "val", "pictures")

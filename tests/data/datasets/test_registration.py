@@ -1,7 +1,12 @@
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from rose_d2.data.datasets.registration import DatasetEntry, register, registered_entries
+from rose_d2.data.datasets.registration import (
+    DatasetEntry,
+    register,
+    registered_entries,
+    unregister,
+)
 
 NAME = "rose_test_registration"
 
@@ -16,9 +21,7 @@ def entry(tmp_path):
         how_to_get="Run `python datasets/prepare_it.py`.",
         num_images=1,
     )
-    if NAME in DatasetCatalog.list():
-        DatasetCatalog.remove(NAME)
-        MetadataCatalog.remove(NAME)
+    unregister(NAME)
 
 
 def test_the_first_missing_file_is_named_with_the_command_that_makes_it(entry, tmp_path):

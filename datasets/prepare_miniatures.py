@@ -1,0 +1,54 @@
+"""Draw a miniature of every public dataset, to try things without a download.
+
+    python datasets/prepare_miniatures.py --root miniatures
+    export DETECTRON2_DATASETS=miniatures
+    python datasets/prepare_ade20k.py            # and the other preparation scripts
+    python tools/check_data.py
+    python train_net.py --config-file configs/quick/all_datasets.yaml
+
+The files have the official names and layouts, with a few clip-art pictures instead of
+photographs. The folder should be a new one: real datasets in it would be mixed up with these.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rose_d2.data.miniature.ade20k import write_ade20k
+from rose_d2.data.miniature.coco import write_coco
+from rose_d2.data.miniature.mapillary_vistas import write_mapillary_vistas
+from rose_d2.data.miniature.refer import write_refer
+
+WRITERS = {
+    "ADE20k": write_ade20k,
+    "COCO and COCO-Stuff": write_coco,
+    "Mapillary Vistas": write_mapillary_vistas,
+    "RefCOCO, RefCOCO+, RefCOCOg and RefCLEF": write_refer,
+}
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; `arguments` replaces sys.argv[1:]."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--root", type=Path, required=True, help="a new or empty folder")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    root = parse_args(arguments).root.expanduser()
+    if root.is_dir() and any(root.iterdir()):
+        print(f"prepare_miniatures: {root} is not empty; give a new folder.", file=sys.stderr)
+        return 1
+    root.mkdir(parents=True, exist_ok=True)
+    for name, write in WRITERS.items():
+        write(root)
+        print(f"drew {name}")
+    print(f"The miniatures are in {root}; `export DETECTRON2_DATASETS={root}` to use them.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
