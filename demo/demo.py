@@ -22,6 +22,9 @@ examples:
   names from your own list:
     python demo/demo.py --input 'photos/*.jpg' --vocabulary dog,cat,grass
 
+  your own dataset: its images, and the names its annotations use:
+    python demo/demo.py --custom-coco images/ annotations.json
+
   one object, described in words:
     python demo/demo.py --input photo.jpg --refer "the dog on the left"
 
@@ -49,14 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="default: %(default)s, with the checkpoint that ships beside it",
     )
-    parser.add_argument(
-        "--input",
-        nargs="+",
-        required=True,
-        metavar="PATH",
-        help="image files, folders (their images, without sub-folders) or quoted globs "
-        "('photos/**/*.png' searches sub-folders)",
-    )
+    _add_images(parser)
     parser.add_argument(
         "--output",
         default="output/demo",
@@ -82,6 +78,30 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    """Add where the images come from."""
+    images = parser.add_mutually_exclusive_group(required=True)
+    images.add_argument(
+        "--input",
+        nargs="+",
+        metavar="PATH",
+        help="image files, folders (their images, without sub-folders) or quoted globs "
+        "('photos/**/*.png' searches sub-folders)",
+    )
+    images.add_argument(
+        "--custom-coco",
+        nargs=2,
+        metavar=("IMAGES", "JSON"),
+        help="the images of a COCO dataset, with its category names as --vocabulary",
+    )
+    images.add_argument(
+        "--custom-labels",
+        nargs=2,
+        metavar=("IMAGES", "CLASSES"),
+        help="a folder of images, with the names in the text file CLASSES as --vocabulary",
+    )
+
+
 def _add_question(parser: argparse.ArgumentParser) -> None:
     """Add what to look for in the images."""
     parser.add_argument(
@@ -91,7 +111,10 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--refer", metavar="TEXT", help="segment the one object this describes")
     parser.add_argument(
-        "--vocabulary", metavar="A,B,C", help="names to choose from; without it names are free"
+        "--vocabulary",
+        metavar="A,B,C",
+        help="names to choose from, or a file with them (COCO JSON, or text with one a line); "
+        "without it names are free",
     )
     parser.add_argument(
         "--confidence-threshold",
@@ -158,7 +181,7 @@ def check_options(args: argparse.Namespace) -> None:
             raise ValueError("--refer says what to look for, so it takes no --vocabulary.")
         if not args.refer.strip():
             raise ValueError('--refer is empty: say what to segment, as in --refer "the red car".')
-    if args.vocabulary is not None and not split_vocabulary(args.vocabulary):
+    if args.vocabulary is not None and not args.vocabulary.strip(" ,"):
         raise ValueError("--vocabulary is empty: list names, as in --vocabulary dog,cat,grass.")
     if not 0 <= args.confidence_threshold <= 1:
         raise ValueError(f"--confidence-threshold {args.confidence_threshold} is not in 0 to 1.")
@@ -172,8 +195,28 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output!r} is a file: give a folder.")
 
 
-def split_vocabulary(vocabulary: str) -> list[str]:
-    """Split "dog, cat,," into ["dog", "cat"], each name once."""
+def use_custom_data(args: argparse.Namespace) -> None:
+    """Replace `--custom-coco` and `--custom-labels` by the input and vocabulary they stand for."""
+    custom = args.custom_coco or args.custom_labels
+    if custom is None:
+        return
+    images, names = custom
+    args.input = [images]
+    if args.vocabulary is None and args.refer is None:
+        args.vocabulary = names
+
+
+def read_vocabulary(vocabulary: str) -> list[str]:
+    """Read the names of a file, or split "dog, cat,," into ["dog", "cat"], each name once.
+
+    Raises:
+        ValueError: the file has no class names.
+        FileNotFoundError: what looks like a file does not exist.
+    """
+    if vocabulary.lower().endswith((".json", ".txt")):
+        from rose_d2.data.datasets.custom import read_class_names
+
+        return read_class_names(vocabulary)
     return list(dict.fromkeys(name.strip() for name in vocabulary.split(",") if name.strip()))
 
 
@@ -181,6 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     args = build_parser().parse_args(argv)
     try:
+        use_custom_data(args)
         check_options(args)
         images = find_images(args.input, Path(args.output))
         # Imported only now: PyTorch takes seconds to load, and mistakes are answered before.
@@ -198,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             opts=args.opts,
             task=args.task,
             refer=args.refer,
-            candidates=split_vocabulary(args.vocabulary) if args.vocabulary else None,
+            candidates=read_vocabulary(args.vocabulary) if args.vocabulary else None,
             min_score=args.confidence_threshold,
             batch_size=args.batch_size,
             overwrite=args.overwrite,

@@ -25,6 +25,7 @@ from detectron2.utils.logger import setup_logger
 from rose_d2.config import add_rose_config
 from rose_d2.data.build import build_rose_test_loader, build_rose_train_loader
 from rose_d2.engine.checkpointer import RoseCheckpointer
+from rose_d2.engine.custom_data import use_custom_data
 from rose_d2.engine.provenance import config_hash, write_results
 from rose_d2.engine.random_state import RandomStateHook, preserved_random_state
 from rose_d2.engine.train_loop import build_step_engine
@@ -40,12 +41,17 @@ def setup(args: argparse.Namespace) -> CfgNode:
         args: from detectron2's `default_argument_parser`.
 
     Returns:
-        The frozen config; `MODEL.DEVICE` and `SEED` are settled.
+        The frozen config; `MODEL.DEVICE` and `SEED` are settled, custom data are registered.
+
+    Raises:
+        FileNotFoundError: custom data are not where the config or the command line says.
+        ValueError: custom data are not what they should be.
     """
     cfg = get_cfg()
     add_rose_config(cfg)
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
+    use_custom_data(cfg, args)
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.SEED = _settled_seed(cfg, resume=args.resume)

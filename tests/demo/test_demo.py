@@ -177,6 +177,21 @@ def test_an_expression_and_a_vocabulary_reach_the_model(run, folder, tmp_path, f
     assert fake.calls[0]["candidates"] == ["dog", "cat"]
 
 
+def test_a_custom_dataset_gives_the_images_and_the_names(demo, folder, tmp_path, fake, capsys):
+    categories = [{"id": 9, "name": "zebra"}, {"id": 2, "name": "dog"}]
+    content = {"images": [], "annotations": [], "categories": categories}
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    (tmp_path / "classes.txt").write_text("sky: stuff\ncar\n")
+    output = ["--output", str(tmp_path / "out"), "--overwrite"]
+    assert demo.main(["--custom-coco", str(folder), str(tmp_path / "train.json"), *output]) == 0
+    assert len(fake.calls) == 3
+    assert fake.calls[0]["candidates"] == ["dog", "zebra"]
+    assert demo.main(["--custom-labels", str(folder), str(tmp_path / "classes.txt"), *output]) == 0
+    assert fake.calls[0]["candidates"] == ["sky", "car"]
+    assert demo.main(["--custom-coco", str(folder), str(tmp_path / "none.json"), *output]) == 2
+    assert "none.json" in capsys.readouterr().err
+
+
 def test_images_of_every_mode_and_size_are_done_at_their_size(run, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
