@@ -2,6 +2,8 @@
 
 from detectron2.config import CfgNode as CN
 
+_TASKS = ("SEMANTIC", "INSTANCE", "PANOPTIC", "REFERRING", "REGION", "REFINEMENT")
+
 
 def add_rose_config(cfg: CN) -> None:
     """Add ROSE's keys to a detectron2 config, in place.
@@ -162,14 +164,39 @@ def _add_loss(cfg: CN) -> None:
 
 
 def _add_input(cfg: CN) -> None:
-    # Sampling weight of each entry of DATASETS.TRAIN; () weighs all equally.
+    # Sampling weight of each entry of DATASETS.TRAIN; () weighs all equally. An entry is a name,
+    # or name@task for samples of another task made from it: coco_2017_train@refinement.
     cfg.DATASETS.TRAIN_WEIGHTS = ()
+    # Your own datasets: (name, "coco", image folder, annotation JSON) or (name, "labels", image
+    # folder, folder of label PNGs, file of class names); the names then go into TRAIN and TEST.
+    cfg.DATASETS.CUSTOM = ()
+    # Share of each task, divided among its datasets by their weights; a task of 0 is not trained.
+    # All 0: TRAIN_WEIGHTS alone decides.
+    cfg.DATASETS.TASK_WEIGHTS = CN(dict.fromkeys(_TASKS, 0.0))
+    # Referring val and test images are left out of every training set, for splits by these
+    # people; () leaves none out. "google" would cost 40 % of RefCOCO, "berkeley" half of RefCLEF.
+    cfg.DATASETS.EXCLUDE_EVAL_SPLITS = ("unc", "umd")
+    # A broken annotation or image stops the run; False: it is counted, reported and left out.
+    cfg.DATASETS.STRICT = False
     # Share of dense samples whose prompt lists class candidates (true names plus distractors).
     cfg.INPUT.CANDIDATE_PROB = 0.0
     # Most names in such a list that are not in the image.
     cfg.INPUT.CANDIDATE_MAX_DISTRACTORS = 10
     # Share of mirrored training samples; never applied to referring expressions.
     cfg.INPUT.FLIP_PROB = 0.5
+    # Share of region prompts with the region as a mask; the others write its box into the text.
+    cfg.INPUT.REGION_MASK_PROB = 0.5
+
+    cfg.INPUT.REFINEMENT = CN()
+    # Shares of the situations mask, category and missed (section 3.4; the numbers are ours).
+    cfg.INPUT.REFINEMENT.SITUATION_PROBS = [0.4, 0.3, 0.3]
+    # Share of corrupted masks with holes and patches; the others are shrunk or stretched.
+    cfg.INPUT.REFINEMENT.HOLES_PROB = 0.5
+    # IoU of the corrupted with the true mask (ours; CascadePSP trains on 0.7 to 1.0).
+    cfg.INPUT.REFINEMENT.HOLES_IOU = [0.7, 0.95]
+    cfg.INPUT.REFINEMENT.SHAPE_IOU = [0.3, 0.8]
+    # Regions with fewer pixels of the square view are not refined or prompted for.
+    cfg.INPUT.REFINEMENT.MIN_PIXELS = 16
 
 
 def _add_solver(cfg: CN) -> None:

@@ -9,7 +9,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 
 from rose_d2.data.image_io import ImageReadError, model_views, read_image
-from rose_d2.data.target_builders import TARGET_BUILDERS, TargetBuilder
+from rose_d2.data.region_builders import OneRegionTargetBuilder
+from rose_d2.data.target_builders import TARGET_BUILDERS
+from rose_d2.data.targets import TargetBuilder
 from rose_d2.prompts.conversation import Conversation
 from rose_d2.prompts.templates import build_instruction
 
@@ -60,15 +62,7 @@ class RoseDatasetMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        builders = {
-            task: builder(
-                size=cfg.MODEL.LMM.IMAGE_SIZE,
-                max_counted_names=cfg.MODEL.ROSE.MAX_COUNTED_NAMES,
-                candidate_prob=cfg.INPUT.CANDIDATE_PROB,
-                max_distractors=cfg.INPUT.CANDIDATE_MAX_DISTRACTORS,
-            )
-            for task, builder in TARGET_BUILDERS.items()
-        }
+        builders = {task: builder(cfg) for task, builder in TARGET_BUILDERS.items()}
         return {
             "is_train": is_train,
             "lmm_image_size": cfg.MODEL.LMM.IMAGE_SIZE,
@@ -90,11 +84,11 @@ class RoseDatasetMapper:
         Returns:
             `image` uint8 (3, I, I), `sam_image` uint8 (3, h, w), `conversation`, the passed-on
             keys and, in training, `instances`, `negative_points`, `ignore_mask`; `candidates`
-            where the instruction lists some.
+            where the instruction lists some; `prior_mask` for tasks about one region.
 
         Raises:
             ImageReadError: an image is damaged or not of the annotated size.
-            ValueError: the task is unknown.
+            ValueError: the task is unknown, or is one about a region and not in training.
         """
         if not self.is_train:
             return self._map_for_test(dataset_dict)
@@ -118,14 +112,22 @@ class RoseDatasetMapper:
         )
         if targets.candidates is not None:
             mapped["candidates"] = targets.candidates
+        if targets.prior_mask is not None:
+            mapped["prior_mask"] = targets.prior_mask
         return mapped
 
     def _map_for_test(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        task = dataset_dict["task"]
+        if issubclass(TARGET_BUILDERS.get(task, TargetBuilder), OneRegionTargetBuilder):
+            raise ValueError(
+                f"Dataset {dataset_dict['dataset_name']!r} has task {task!r}, whose samples are "
+                "made at random and only for training; test on the dataset's own task."
+            )
         mapped = self._map_image(dataset_dict, flip=False)
         candidates = dataset_dict.get("candidates")
         mapped["conversation"] = Conversation(
             build_instruction(
-                dataset_dict["task"],
+                task,
                 description=dataset_dict.get("sentence"),
                 candidates=candidates,
             )

@@ -21,6 +21,18 @@ def _build(scene, task, seed=0, *, flip=False, record=None, **options):
     return builder.build(record, _metadata(task), np.random.default_rng(seed), flip=flip)
 
 
+def test_every_task_has_its_builder():
+    assert {task: builder.task for task, builder in TARGET_BUILDERS.items()} == {
+        task: task
+        for task in ("semantic", "instance", "panoptic", "referring", "region", "refinement")
+    }
+
+
+@pytest.mark.parametrize("task", ["semantic", "instance", "panoptic", "referring"])
+def test_instructions_about_the_whole_image_have_no_prior(scene, task):
+    assert _build(scene, task).prior_mask is None
+
+
 @pytest.mark.parametrize("task", ["semantic", "panoptic"])
 def test_dense_tasks_ask_for_things_and_stuff(scene, task):
     targets = _build(scene, task)

@@ -1,0 +1,157 @@
+"""What one training image is supervised with, and the base of the classes that make it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data.catalog import Metadata
+from detectron2.structures import BitMasks, Instances
+from torch import Tensor
+
+from rose_d2.data.annotated_regions import AnnotatedRegions
+from rose_d2.layers.mask_ops import mask_centre
+from rose_d2.prompts.conversation import Conversation
+from rose_d2.prompts.counting import counting_response
+from rose_d2.structures.category_names import CategoryNames
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What one training image is supervised with, in the language model's view (I, I).
+
+    Attributes:
+        instances: gt_masks, gt_classes, gt_category_names, gt_is_stuff of N targets.
+        conversation: the instruction and the counting response.
+        negative_points: float32 (M, 2) centres (x, y) of regions that are not asked for.
+        ignore_mask: bool (I, I), pixels about which nothing is known.
+        candidates: the class names the instruction lists, or None.
+        prior_mask: float32 (1, I, I), 0 or 1: the mask the instruction speaks of, zeros if it
+            speaks of none; None for tasks without.
+    """
+
+    instances: Instances
+    conversation: Conversation
+    negative_points: Tensor
+    ignore_mask: Tensor
+    candidates: list[str] | None = None
+    prior_mask: Tensor | None = None
+
+
+class TargetBuilder:
+    """Turns one dataset dict of its task into `Targets`.
+
+    Regions that the instruction does not ask for become negative points.
+    """
+
+    task: str
+
+    @configurable
+    def __init__(self, *, size: int, max_counted_names: int) -> None:
+        """
+        Args:
+            size: side I of the language model's square view.
+            max_counted_names: most different names in the response.
+        """
+        self.size = size
+        self.max_counted_names = max_counted_names
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {
+            "size": cfg.MODEL.LMM.IMAGE_SIZE,
+            "max_counted_names": cfg.MODEL.ROSE.MAX_COUNTED_NAMES,
+        }
+
+    def build(
+        self,
+        record: dict[str, Any],
+        metadata: Metadata,
+        rng: np.random.Generator,
+        *,
+        flip: bool = False,
+    ) -> Targets:
+        """Build the targets of one image.
+
+        Args:
+            record: a dataset dict of this task.
+            metadata: of the dataset it comes from.
+            rng: draws everything that is random: wording, candidates, regions, corruptions.
+            flip: mirror the regions, as the image is.
+        """
+        raise NotImplementedError
+
+    def _targets(
+        self,
+        regions: AnnotatedRegions,
+        names: list[str],
+        asked: np.ndarray,
+        instruction: str,
+        *,
+        candidates: list[str] | None = None,
+        prior_mask: np.ndarray | None = None,
+    ) -> Targets:
+        """Put the targets together.
+
+        Args:
+            regions: R regions.
+            names: of the R regions, "" where the annotation has none.
+            asked: bool (R,), the regions with pixels that the instruction asks for.
+            instruction: the user's sentence.
+            candidates: names it lists.
+            prior_mask: bool (I, I).
+        """
+        # What vanished in the view can neither be predicted nor serve as a negative.
+        negative = regions.masks.any(axis=(1, 2)) & ~asked
+        if prior_mask is not None:
+            prior = torch.from_numpy(prior_mask.astype(np.float32))[None]
+        else:
+            prior = None
+        return Targets(
+            instances=_to_instances(regions, names, asked, self.size),
+            conversation=Conversation(instruction, self._response(regions, names, asked)),
+            negative_points=_centres(regions.masks[negative]),
+            ignore_mask=torch.from_numpy(regions.ignore),
+            candidates=candidates,
+            prior_mask=prior,
+        )
+
+    def _response(
+        self, regions: AnnotatedRegions, names: list[str], asked: np.ndarray
+    ) -> str | None:
+        # In the order of the data set's classes, as in the paper's example.
+        order = [i for i in np.argsort(regions.classes, kind="stable") if asked[i]]
+        counted = [names[i] for i in order]
+        if "" in counted:
+            return None
+        return counting_response(counted, self.max_counted_names)
+
+
+def names_of(regions: AnnotatedRegions, class_names: list[str]) -> list[str]:
+    """One name per region, "" for class -1: referring targets of data sets without categories.
+
+    Args:
+        regions: R regions.
+        class_names: by contiguous class.
+    """
+    return [class_names[c] if c >= 0 else "" for c in regions.classes.tolist()]
+
+
+def _to_instances(
+    regions: AnnotatedRegions, names: list[str], asked: np.ndarray, size: int
+) -> Instances:
+    indices = np.flatnonzero(asked)
+    instances = Instances((size, size))
+    instances.gt_masks = BitMasks(torch.from_numpy(regions.masks[indices]))
+    instances.gt_classes = torch.from_numpy(regions.classes[indices])
+    instances.gt_category_names = CategoryNames(names[i] for i in indices)
+    instances.gt_is_stuff = torch.from_numpy(regions.is_stuff[indices])
+    return instances
+
+
+def _centres(masks: np.ndarray) -> Tensor:
+    centres = [mask_centre(torch.from_numpy(mask)) for mask in masks]
+    return torch.tensor(centres, dtype=torch.float32).reshape(-1, 2)

@@ -1,0 +1,214 @@
+"""What the user says about one region: refinement in three situations, and region prompts.
+
+The first wording of every refinement situation is the paper's own (section 6.3), with the box
+added in a sentence behind it; all others are ours. They use the words of the tiny model's
+tokenizer (`tiny_words.txt`). Without a generator the first wording is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rose_d2.prompts.templates import RandomSource
+from rose_d2.structures.refinement_request import (
+    BOX_SCALE,
+    NormalisedBox,
+    RefinementRequest,
+    check_box,
+)
+
+REFINEMENT_INSTRUCTIONS: dict[str, tuple[str, ...]] = {
+    "mask": (
+        (
+            "This segmentation mask is incomplete, please ensure the entire object is captured. "
+            "The target is in the box {box}."
+        ),
+        "Please refine the given mask of the target in the box {box}.",
+        "The given mask in the box {box} has holes or extra parts, please correct it.",
+        "Could you improve the boundary of this mask? The target is in the box {box}.",
+        "This mask does not cover the object in the box {box} as it should, please correct it.",
+        "Please remove extra parts of the mask in the box {box} and add what is missing.",
+        "The previous mask in the box {box} is wrong, please segment the whole object.",
+        "Can you improve this segmentation result? It is in the box {box}.",
+        "Please ensure this mask in the box {box} covers the complete target and nothing extra.",
+        "The shape of the mask in the box {box} is not correct, please output the correct one.",
+    ),
+    "category": (
+        (
+            "The category of this segmentation result is wrongly predicted as {category}, please "
+            "correctify this. The target is in the box {box}."
+        ),
+        "This is not {category}, please correct the name and mask of the target in the box {box}.",
+        (
+            "The target in the box {box} is wrongly named {category}, please give the correct "
+            "category and mask."
+        ),
+        "The name {category} is wrong for the mask in the box {box}, please correct both.",
+        (
+            "What is the object in the box {box}? It is not {category}, please name it and refine "
+            "its mask."
+        ),
+        (
+            "Could you correct the category of the given mask in the box {box}? It should not be "
+            "{category}."
+        ),
+        (
+            "The previous category {category} of the region in the box {box} is not correct, "
+            "please segment and name it."
+        ),
+        "Please identify the object of this mask in the box {box}, {category} is not correct.",
+        (
+            "Can you tell me the correct name of the given region in the box {box}? The previous "
+            "result is {category}, which is wrong."
+        ),
+        (
+            "Please segment the target in the box {box} and name it, it has been wrongly predicted "
+            "as {category}."
+        ),
+    ),
+    "missed": (
+        (
+            "Please segment target region with mask and corresponding category. "
+            "The target is in the box {box}."
+        ),
+        "There is a missed object in the box {box}, please segment and name it.",
+        "The target in the box {box} is missing in the result, please add its mask and name.",
+        "Please find the missed target in the box {box} and give its mask and category.",
+        "Could you segment the missing region in the box {box} and tell me its category?",
+        "You have missed the object in the box {box}, please segment it and name its category.",
+        "What have you missed in the box {box}? Please respond with its mask and category name.",
+        "Please add the missing segmentation mask in the box {box} with its category.",
+        "Can you detect the target in the box {box}? It is not in the previous result.",
+        "Please locate and segment what has been missed in the box {box}, with its name.",
+    ),
+}
+
+# The region is marked by an uncorrupted mask in the fourth channel, or by its box.
+REGION_INSTRUCTIONS: dict[str, tuple[str, ...]] = {
+    "mask": (
+        "Please segment the region of the given mask and name its category.",
+        "What is the object of this mask? Please respond with its category and segmentation mask.",
+        "Can you name the region that the given mask covers? Please output its mask.",
+        "Please identify the region of this mask and give its name and mask.",
+        "Which category is the region of the given mask? Please segment and name it.",
+    ),
+    "box": (
+        "Please segment the region in the box {box} and name its category.",
+        (
+            "What is the object in the box {box}? Please respond with its category and "
+            "segmentation mask."
+        ),
+        "Can you name the target of the box {box}? Please output its mask.",
+        "Please identify what is in the box {box} and give its name and mask.",
+        "Which category is the region in the box {box}? Please segment and name it.",
+    ),
+}
+
+
+def build_refinement_instruction(
+    request: RefinementRequest, *, rng: RandomSource | None = None
+) -> str:
+    """Build the user's sentence that asks for one repair.
+
+    Args:
+        request: what is wrong and where.
+        rng: draws one of ten wordings; None takes the paper's.
+
+    Returns:
+        The instruction, without image token and without chat template.
+    """
+    wording = _pick(REFINEMENT_INSTRUCTIONS[request.situation], rng)
+    return wording.format(box=_written(request.box), category=request.wrong_category)
+
+
+def build_region_instruction(
+    box: NormalisedBox | None = None, *, rng: RandomSource | None = None
+) -> str:
+    """Build the user's sentence that asks for the mask and the name of a marked region.
+
+    Args:
+        box: of the region, see `normalised_box`; None if the region is given as a mask in the
+            fourth channel.
+        rng: draws one of several wordings; None takes the first.
+
+    Returns:
+        The instruction, without image token and without chat template.
+
+    Raises:
+        ValueError: `box` is not four integers 0-999 in order.
+    """
+    if box is None:
+        return _pick(REGION_INSTRUCTIONS["mask"], rng)
+    check_box(box)
+    return _pick(REGION_INSTRUCTIONS["box"], rng).format(box=_written(box))
+
+
+def box_in_words(mask_or_box: np.ndarray | Sequence[float], size: int | tuple[int, int]) -> str:
+    """Write a region's box as the instructions do, for example "[12, 30, 500, 999]".
+
+    Args, errors: as `normalised_box`.
+    """
+    return _written(normalised_box(mask_or_box, size))
+
+
+def normalised_box(
+    mask_or_box: np.ndarray | Sequence[float], size: int | tuple[int, int]
+) -> NormalisedBox:
+    """Bring a region's box to integers 0-999: edges over width and height, rounded half up.
+
+    Args:
+        mask_or_box: a bool mask (H, W), whose tight box is taken, or four numbers (x1, y1, x2, y2)
+            in pixels; right and bottom edges are exclusive, so a full image gives 0, 0, 999, 999.
+            A box that reaches over the border of the image is cut there.
+        size: (height, width) of the image in pixels, or the side of a square view.
+
+    Returns:
+        (x1, y1, x2, y2).
+
+    Raises:
+        ValueError: an empty mask, a mask of another size, or a box without area in the image.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    values = np.asarray(mask_or_box)
+    if values.ndim == 2:
+        x1, y1, x2, y2 = _tight_box(values, height, width)
+    elif values.shape == (4,):
+        x1, y1, x2, y2 = values.clip(0, (width, height, width, height)).tolist()
+    else:
+        raise ValueError(
+            "Pass a mask (height, width) or four numbers (x1, y1, x2, y2) in pixels, got an array "
+            f"of shape {values.shape}."
+        )
+    if not (x1 < x2 and y1 < y2):
+        raise ValueError(
+            f"The box {mask_or_box!r} has no area inside the image of (height, width) "
+            f"{(height, width)}; give x1 < x2 and y1 < y2 in its pixels."
+        )
+    x1, x2 = (int(x / width * BOX_SCALE + 0.5) for x in (x1, x2))
+    y1, y2 = (int(y / height * BOX_SCALE + 0.5) for y in (y1, y2))
+    return x1, y1, x2, y2
+
+
+def _tight_box(mask: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
+    if mask.shape != (height, width):
+        raise ValueError(
+            f"Got a mask of (height, width) {mask.shape} for an image of {(height, width)}; bring "
+            "the mask to the size of the image first."
+        )
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if len(rows) == 0:
+        raise ValueError(
+            "Got a mask without any pixel, which has no box; for a region that has no mask yet, "
+            "give its box in pixels instead."
+        )
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _written(box: NormalisedBox) -> str:
+    return "[{}, {}, {}, {}]".format(*box)
+
+
+def _pick(wordings: tuple[str, ...], rng: RandomSource | None) -> str:
+    return wordings[0] if rng is None else wordings[int(rng.random() * len(wordings))]

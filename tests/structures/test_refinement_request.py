@@ -1,0 +1,36 @@
+"""A refinement request holds together, or says what is wrong with it."""
+
+import pytest
+
+from rose_d2.structures.refinement_request import RefinementRequest
+
+BOX = (0, 30, 500, 999)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("mask", BOX), ("missed", (5, 7, 5, 7)), ("category", BOX, "dog")]
+)
+def test_a_request_keeps_what_it_was_given(arguments):
+    request = RefinementRequest(*arguments)
+    assert (request.situation, request.box) == arguments[:2]
+    assert request.wrong_category == ("dog" if len(arguments) == 3 else None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("repair", BOX), "choose one of"),
+        (("mask", (1, 2, 3)), "integers from 0 to 999"),
+        (("mask", (0.1, 0.2, 0.3, 0.4)), "integers from 0 to 999"),
+        (("mask", (0, 0, 1000, 5)), "integers from 0 to 999"),
+        (("missed", (7, 0, 5, 5)), "x1 <= x2"),
+        (("missed", None), "got None"),
+        (("category", BOX), "needs the name to be corrected"),
+        (("category", BOX, " "), "needs the name to be corrected"),
+        (("mask", BOX, "dog"), "takes no name"),
+        (("missed", BOX, ""), "takes no name"),
+    ],
+)
+def test_requests_that_make_no_sense_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RefinementRequest(*arguments)
