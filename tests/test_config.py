@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 
 import rose_d2  # noqa: F401
 from rose_d2.config import add_rose_config
+from rose_d2.data.training_mix import training_weights
 
-CONFIGS = sorted(Path("configs").glob("*.yaml"))
+CONFIGS = sorted(Path("configs").rglob("*.yaml"))
 
 
 def load(path):
@@ -59,7 +61,12 @@ def read_attributes():
 
 
 # Groups read as a whole: each key becomes an argument or a part name.
-READ_AS_A_WHOLE = ("MODEL.TRAINABLE.", "MODEL.ROSE.LOSS_WEIGHT.", "SOLVER.LR_MULTIPLIER.")
+READ_AS_A_WHOLE = (
+    "MODEL.TRAINABLE.",
+    "MODEL.ROSE.LOSS_WEIGHT.",
+    "SOLVER.LR_MULTIPLIER.",
+    "DATASETS.TASK_WEIGHTS.",
+)
 
 
 @pytest.mark.parametrize("key", added_keys())
@@ -83,8 +90,11 @@ def test_every_key_has_a_comment():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=str)
-def test_config_loads(path):
-    assert load(path).MODEL.META_ARCHITECTURE == "ROSE"
+def test_config_loads_and_names_registered_datasets(path):
+    cfg = load(path)
+    assert cfg.MODEL.META_ARCHITECTURE == "ROSE"
+    assert training_weights(cfg)
+    assert set(cfg.DATASETS.TEST) <= set(DatasetCatalog.list())
 
 
 # Hand-checked against the official parameter counts; heads and patch embedding by arithmetic.

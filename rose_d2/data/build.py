@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import torch.utils.data as torchdata
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.build import build_detection_test_loader, trivial_batch_collator
 from detectron2.utils import comm
 
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
+from rose_d2.data.datasets.broken import strict_annotations
+from rose_d2.data.leakage import benchmarks_split_by, exclude_evaluation_images
 from rose_d2.data.mixture import MixtureBatchSampler, MixtureDataset, MixtureStream
+from rose_d2.data.packed_dicts import PackedDicts
+from rose_d2.data.training_mix import training_weights
 
 logger = logging.getLogger(__name__)
 
@@ -35,29 +40,33 @@ def build_rose_train_loader(cfg: CfgNode, start_iter: int = 0) -> torchdata.Data
     Raises:
         ValueError: DATASETS.TRAIN and TRAIN_WEIGHTS, or batch size and processes, do not fit.
     """
-    weights = train_weights(cfg)
-    names = list(weights)
-    datasets = [
-        DatasetFromList(
-            load_dataset_dicts(name, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS),
-            copy=False,
+    weights = training_weights(cfg)
+    # Views of one dataset share its dicts.
+    names = dict.fromkeys(view.dataset_name for view in weights)
+    loaded = {name: load_training_dicts(cfg, name) for name in names}
+    datasets = [TaskDicts(loaded[view.dataset_name], view.task) for view in weights]
+    for (view, weight), dataset in zip(weights.items(), datasets, strict=True):
+        share = 100 * weight / sum(weights.values())
+        logger.info(
+            "Training on %s: %d items, %.1f %% of the samples", view.spec, len(dataset), share
         )
-        for name in names
-    ]
-    sizes = [len(dataset) for dataset in datasets]
-    for name, size in zip(names, sizes, strict=True):
-        share = weights[name] / sum(weights.values())
-        logger.info("Training on %s: %d items, %.1f %% of the samples", name, size, 100 * share)
     seed = _seed(cfg)
     sampler = MixtureBatchSampler(
-        MixtureStream(names=names, sizes=sizes, weights=list(weights.values()), seed=seed),
+        MixtureStream(
+            names=[view.spec for view in weights],
+            sizes=[len(dataset) for dataset in datasets],
+            weights=list(weights.values()),
+            seed=seed,
+        ),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
         start=start_iter * cfg.SOLVER.ACCUMULATION_STEPS,
     )
     return torchdata.DataLoader(
-        MixtureDataset(datasets, RoseDatasetMapper(cfg, is_train=True), seed),
+        MixtureDataset(
+            datasets, RoseDatasetMapper(cfg, is_train=True), seed, strict=cfg.DATASETS.STRICT
+        ),
         batch_sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
@@ -113,38 +122,52 @@ class _SeededMapper:
         return self.mapper(dataset_dict, np.random.default_rng(0))
 
 
-def train_weights(cfg: CfgNode) -> dict[str, float]:
-    """The sampling weight of every training dataset that is used at all.
+def load_training_dicts(cfg: CfgNode, dataset_name: str) -> PackedDicts:
+    """Load what a dataset contributes to training.
 
     Args:
         cfg: the full config.
+        dataset_name: a registered dataset.
 
     Returns:
-        Weight by name, in the order of DATASETS.TRAIN, without those of weight 0.
+        Its dicts without those of referring val and test images.
 
     Raises:
-        ValueError: no dataset, a name twice, or weights that do not fit the names.
+        ValueError: nothing is left; or an annotation is broken and DATASETS.STRICT is set.
     """
-    names, weights = list(cfg.DATASETS.TRAIN), list(cfg.DATASETS.TRAIN_WEIGHTS)
-    if len(set(names)) != len(names):
-        raise ValueError(
-            f"DATASETS.TRAIN names a dataset twice: {names}; raise its weight instead."
+    with strict_annotations(cfg.DATASETS.STRICT):
+        dicts = load_dataset_dicts(
+            dataset_name, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         )
-    weights = weights or [1.0] * len(names)
-    if len(weights) != len(names):
+    if cfg.DATASETS.EXCLUDE_EVAL_SPLITS:
+        benchmarks = benchmarks_split_by(cfg.DATASETS.EXCLUDE_EVAL_SPLITS)
+        metadata = MetadataCatalog.get(dataset_name)
+        dicts = exclude_evaluation_images(dicts, metadata, benchmarks=benchmarks).kept
+    if not dicts:
         raise ValueError(
-            f"DATASETS.TRAIN has {len(names)} names but TRAIN_WEIGHTS {len(weights)} numbers; "
-            "give one weight per name, or () to weigh all equally."
+            f"No training item is left of {dataset_name!r}; check its files with "
+            "`python tools/check_data.py`, or remove it from DATASETS.TRAIN."
         )
-    if any(weight < 0 for weight in weights):
-        raise ValueError(f"DATASETS.TRAIN_WEIGHTS must not be negative, got {weights}.")
-    used = {name: float(weight) for name, weight in zip(names, weights, strict=True) if weight > 0}
-    if not used:
-        raise ValueError(
-            f"Nothing to train on: DATASETS.TRAIN is {names} with weights {weights}; "
-            "name at least one dataset and give it a weight above 0."
-        )
-    return used
+    return PackedDicts(dicts)
+
+
+class TaskDicts(Sequence):
+    """Dataset dicts, trained for one task."""
+
+    def __init__(self, dicts: Sequence[dict[str, Any]], task: str) -> None:
+        """
+        Args:
+            dicts: of a dataset.
+            task: takes the place of the dataset's own.
+        """
+        self.dicts = dicts
+        self.task = task
+
+    def __len__(self) -> int:
+        return len(self.dicts)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.dicts[index] | {"task": self.task}
 
 
 def load_dataset_dicts(dataset_name: str, *, filter_empty: bool) -> list[dict[str, Any]]:

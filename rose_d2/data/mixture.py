@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import zlib
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,12 @@ import numpy as np
 import torch.utils.data as torchdata
 
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
+from rose_d2.data.image_io import ImageReadError
 
+logger = logging.getLogger(__name__)
+
+# Damaged images in a row after which something else must be wrong.
+_MAX_TRIES = 20
 # Fewest samples over which the shares of the datasets come out exactly.
 _MIN_BLOCK = 64
 
@@ -134,19 +140,43 @@ class MixtureDataset(torchdata.Dataset):
     """Several datasets as one, each sample mapped with randomness of its own."""
 
     def __init__(
-        self, datasets: list[Sequence[dict[str, Any]]], mapper: RoseDatasetMapper, seed: int
+        self,
+        datasets: list[Sequence[dict[str, Any]]],
+        mapper: RoseDatasetMapper,
+        seed: int,
+        *,
+        strict: bool = False,
     ) -> None:
         """
         Args:
             datasets: dataset dicts, in the order of the stream's datasets.
             mapper: called with a dataset dict and a generator.
             seed: not negative.
+            strict: an image that is missing or damaged is fatal, instead of being replaced by
+                the next one of its dataset.
         """
         self._datasets = datasets
         self._mapper = mapper
         self._seed = seed
+        self._tries = 1 if strict else _MAX_TRIES
+        self._reported: set[str] = set()
 
     def __getitem__(self, item: MixtureItem) -> dict[str, Any]:
-        # The position is part of the seed: an item looks different each time it comes round.
-        rng = np.random.default_rng([self._seed, item.sample])
-        return self._mapper(self._datasets[item.dataset][item.index], rng)
+        dataset = self._datasets[item.dataset]
+        for attempt in range(self._tries):
+            record = dataset[(item.index + attempt) % len(dataset)]
+            # The position is part of the seed: an item looks different each time it comes round.
+            rng = np.random.default_rng([self._seed, item.sample])
+            try:
+                return self._mapper(record, rng)
+            except (ImageReadError, FileNotFoundError) as error:
+                if attempt == self._tries - 1:
+                    raise
+                self._report(record["file_name"], error)
+        raise AssertionError("a sample is tried at least once")
+
+    def _report(self, file_name: str, error: Exception) -> None:
+        """Warn once per file and worker."""
+        if file_name not in self._reported:
+            self._reported.add(file_name)
+            logger.warning("Left out, the next image is taken instead: %s", error)

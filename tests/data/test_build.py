@@ -1,12 +1,22 @@
 import itertools
+import pickle
 
 import pytest
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from rose_d2.config import add_rose_config
-from rose_d2.data.build import build_rose_test_loader, build_rose_train_loader, train_weights
+from rose_d2.data import build
+from rose_d2.data.build import (
+    build_rose_test_loader,
+    build_rose_train_loader,
+    load_training_dicts,
+)
+from rose_d2.data.datasets.builtin import DEFAULT_ROOT
+from rose_d2.data.datasets.refer_registry import register_refer
+from rose_d2.data.datasets.registration import unregister
+from rose_d2.data.image_io import ImageReadError
 
 
 @pytest.fixture
@@ -47,12 +57,13 @@ def test_a_dataset_of_weight_zero_is_not_opened(cfg):
         raise AssertionError("opened")
 
     DatasetCatalog.register("test_closed", fail)
+    MetadataCatalog.get("test_closed").task = "instance"
     try:
         cfg.DATASETS.TRAIN = ("test_instance", "test_closed")
         cfg.DATASETS.TRAIN_WEIGHTS = (1.0, 0.0)
         next(iter(build_rose_train_loader(cfg)))
     finally:
-        DatasetCatalog.remove("test_closed")
+        unregister("test_closed")
 
 
 def test_resuming_continues_the_stream(cfg):
@@ -88,22 +99,67 @@ def test_test_loader_gives_every_item_once_in_order(cfg, batch_size):
     assert all("instances" not in item for batch in batches for item in batch)
 
 
-@pytest.mark.parametrize(
-    ("names", "weights", "message"),
-    [
-        ((), (), "Nothing to train on"),
-        (("a", "b"), (0.0, 0.0), "Nothing to train on"),
-        (("a", "b"), (1.0,), "2 names but TRAIN_WEIGHTS 1"),
-        (("a", "b"), (1.0, -1.0), "not be negative"),
-        (("a", "a"), (), "twice"),
-    ],
-)
-def test_weights_that_make_no_sense_are_refused(cfg, names, weights, message):
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS = names, weights
-    with pytest.raises(ValueError, match=message):
-        train_weights(cfg)
+def test_a_view_makes_samples_of_another_task(cfg):
+    cfg.DATASETS.TRAIN = ("test_panoptic@refinement", "test_panoptic")
+    cfg.DATASETS.TASK_WEIGHTS.REFINEMENT, cfg.DATASETS.TASK_WEIGHTS.PANOPTIC = 3.0, 1.0
+    items = [item for batch in itertools.islice(build_rose_train_loader(cfg), 16) for item in batch]
+    tasks = [item["task"] for item in items]
+    assert (tasks.count("refinement"), tasks.count("panoptic")) == (48, 16)
+    assert all(("prior_mask" in item) == (item["task"] == "refinement") for item in items)
 
 
-def test_no_weights_means_equal_weights(cfg):
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS = ("a", "b"), ()
-    assert train_weights(cfg) == {"a": 1.0, "b": 1.0}
+def test_views_of_one_dataset_read_it_once(cfg, registered_scenes, monkeypatch):
+    reads = []
+    load = build.load_dataset_dicts
+    monkeypatch.setattr(
+        build, "load_dataset_dicts", lambda *a, **k: reads.append(a) or load(*a, **k)
+    )
+    cfg.DATASETS.TRAIN = ("test_panoptic@refinement", "test_panoptic", "test_panoptic@region")
+    build_rose_train_loader(cfg)
+    assert reads == [("test_panoptic",)]
+
+
+def test_a_damaged_image_is_replaced_and_named_once(cfg, registered_scenes, tmp_path, caplog):
+    records = DatasetCatalog.get("test_instance")
+    (tmp_path / "damaged.jpg").write_bytes(b"no image")
+    records[1]["file_name"] = str(tmp_path / "damaged.jpg")
+    DatasetCatalog.remove("test_instance")
+    DatasetCatalog.register("test_instance", lambda: records)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS = ("test_instance",), ()
+    batches = list(itertools.islice(build_rose_train_loader(cfg), 6))
+    assert {item["image_id"] for batch in batches for item in batch} == {0, 2}
+    assert sum("damaged.jpg" in record.getMessage() for record in caplog.records) == 1
+    cfg.DATASETS.STRICT = True
+    with pytest.raises(ImageReadError, match="damaged.jpg"):
+        list(itertools.islice(build_rose_train_loader(cfg), 6))
+
+
+def test_a_dataset_of_damaged_images_only_is_an_error(cfg, registered_scenes):
+    records = [r | {"file_name": "missing.jpg"} for r in DatasetCatalog.get("test_instance")]
+    DatasetCatalog.remove("test_instance")
+    DatasetCatalog.register("test_instance", lambda: records)
+    cfg.DATASETS.TRAIN = ("test_instance",)
+    with pytest.raises(FileNotFoundError, match=r"missing.jpg"):
+        next(iter(build_rose_train_loader(cfg)))
+
+
+def test_referring_evaluation_images_are_left_out_of_training(cfg, registered_scenes, tmp_path):
+    # Images 0, 1 and 2 are registered; 1 is a val image of a benchmark on the same source.
+    references = [
+        {"ref_id": 1, "ann_id": 1, "image_id": 1, "split": "val", "sentences": []},
+        {"ref_id": 2, "ann_id": 2, "image_id": 2, "split": "train", "sentences": []},
+    ]
+    (tmp_path / "refcoco").mkdir()
+    (tmp_path / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(references, 2))
+    register_refer(tmp_path)
+    MetadataCatalog.get("test_instance").image_source = "coco"
+    try:
+        left = load_training_dicts(cfg, "test_instance")
+        assert [record["image_id"] for record in left] == [0, 2]
+        cfg.DATASETS.EXCLUDE_EVAL_SPLITS = ()
+        assert len(load_training_dicts(cfg, "test_instance")) == 3
+        cfg.DATASETS.EXCLUDE_EVAL_SPLITS = ("nobody",)
+        with pytest.raises(ValueError, match="'nobody'; splits were made by berkeley, google"):
+            load_training_dicts(cfg, "test_instance")
+    finally:
+        register_refer(DEFAULT_ROOT)
