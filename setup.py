@@ -23,6 +23,7 @@ ROSE = [
     "scipy>=1.10",
     "pillow>=10.4",
     "opencv-python-headless>=4.8",
+    "psutil>=5.9",
     "pycocotools>=2.0.7",
     "matplotlib>=3.7.5",
     "tensorboard>=2.12",
