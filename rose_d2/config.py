@@ -116,8 +116,7 @@ def _add_heads(cfg: CN) -> None:
     cfg.MODEL.MASK_HEAD.SAM_CHECKPOINT = ""
     # Longest side of SAM's view in pixels, padded to a square.
     cfg.MODEL.MASK_HEAD.IMAGE_SIZE = 1024
-    # Also tell SAM where the patch is, by its own encoding of a click; False: the mask embedding
-    # alone, as the paper has it.
+    # Also tell SAM where the patch is, by its own encoding of a click; the paper does not.
     cfg.MODEL.MASK_HEAD.POSITION_PROMPT = False
     # SAM's normalisation, RGB in 0..255.
     cfg.MODEL.MASK_HEAD.PIXEL_MEAN = [123.675, 116.28, 103.53]
@@ -170,8 +169,7 @@ def _add_input(cfg: CN) -> None:
     # Your own datasets: (name, "coco", image folder, annotation JSON) or (name, "labels", image
     # folder, folder of label PNGs, file of class names); the names then go into TRAIN and TEST.
     cfg.DATASETS.CUSTOM = ()
-    # Share of each task, divided among its datasets by their weights; a task of 0 is not trained.
-    # All 0: TRAIN_WEIGHTS alone decides.
+    # Share of each task, divided among its datasets by TRAIN_WEIGHTS; all 0: those alone decide.
     cfg.DATASETS.TASK_WEIGHTS = CN(dict.fromkeys(_TASKS, 0.0))
     # Referring val and test images are left out of every training set, for splits by these
     # people; () leaves none out. "google" would cost 40 % of RefCOCO, "berkeley" half of RefCLEF.
@@ -225,6 +223,8 @@ def _add_test(cfg: CN) -> None:
     # Candidates below this objectness are dropped before their names are decoded; a referring
     # expression is answered whatever the score.
     cfg.TEST.SCORE_THRESH = 0.05
+    # AP ranks by objectness times the name's probability; False: by objectness alone.
+    cfg.TEST.RANK_BY_NAME = True
     # Also write the counting sentence the language model generates.
     cfg.TEST.GENERATE_RESPONSE = False
 

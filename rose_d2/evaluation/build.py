@@ -52,6 +52,7 @@ def build_evaluator(
             output_dir=output_dir,
             max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
             use_fast_impl=False,
+            rank_by_name=cfg.TEST.RANK_BY_NAME,
         )
     elif evaluator_type == "sem_seg":
         benchmark = RoseSemSegEvaluator(dataset_name, output_dir=output_dir)

@@ -7,6 +7,7 @@ are taken out where the evaluators have no place for them, and "no object" count
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,15 +19,34 @@ from pycocotools import mask as coco_mask
 
 
 class RoseCOCOEvaluator(COCOEvaluator):
-    """COCO AP of boxes and masks; predictions of class -1 (no class fits) are left out."""
+    """COCO AP of boxes and masks; predictions of class -1 (no class fits) are left out.
+
+    AP ranks predictions by how likely both are right: objectness times the probability of the
+    name (geometric mean over its tokens). Objectness alone ranks a certain object with a doubtful
+    name before a fair one with a certain name.
+    """
+
+    def __init__(self, *args: Any, rank_by_name: bool = True, **kwargs: Any) -> None:
+        """
+        Args:
+            *args: as for detectron2's COCOEvaluator.
+            rank_by_name: False ranks by objectness alone.
+            **kwargs: as for detectron2's COCOEvaluator.
+        """
+        super().__init__(*args, **kwargs)
+        self._rank_by_name = rank_by_name
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """
         Args:
             inputs: with "image_id".
-            outputs: with "instances" at original size.
+            outputs: with "instances" at original size; their `name_scores`, where there are any,
+                are mean log-probabilities.
         """
         mapped = [_without_unmapped(output) for output in outputs]
+        for instances in (output["instances"] for output in mapped):
+            if self._rank_by_name and instances.has("name_scores"):
+                instances.scores = instances.scores * instances.name_scores.exp()
         super().process(inputs, mapped)
 
     def _derive_coco_results(self, coco_eval, iou_type, class_names=None):

@@ -66,6 +66,19 @@ class TestCOCO:
         assert results["segm"]["AP-dog"] == pytest.approx(50)
         assert results["segm"]["AP-cat"] == pytest.approx(100)
 
+    def test_a_doubtful_name_ranks_behind_a_certain_one(self, scenes, perfect, instances_from):
+        outputs = _things_only(perfect)
+        grass = instances_from(scenes.ids[2], [(scenes.ids[2] == 20, "dog", 0, 0.99)])
+        grass.name_scores = torch.tensor([-2.0])
+        for output in outputs.values():
+            output["instances"].name_scores = torch.zeros(len(output["instances"]))
+        outputs[2]["instances"] = type(grass).cat([grass, outputs[2]["instances"]])
+        before = outputs[2]["instances"].scores.clone()
+        assert self._run(scenes, outputs)["segm"]["AP-dog"] == pytest.approx(100)
+        assert outputs[2]["instances"].scores.equal(before)
+        by_objectness = self._run(scenes, outputs, rank_by_name=False)
+        assert by_objectness["segm"]["AP-dog"] == pytest.approx(50)
+
     def test_no_prediction_is_zero(self, scenes, instances_from):
         outputs = {i: {"instances": instances_from(ids, [])} for i, ids in scenes.ids.items()}
         results = self._run(scenes, outputs)
