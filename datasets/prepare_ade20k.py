@@ -53,139 +53,25 @@ from rose_d2.data.datasets.ade20k import (
     instance_categories,
     panoptic_categories,
 )
+from rose_d2.data.datasets.ade20k_sources import (
+    Source,
+    find_sources,
+    image_record,
+    iterate_instances,
+    read_instances,
+    read_labels,
+)
 from rose_d2.data.panoptic_conversion import PanopticImage, write_coco_panoptic
 from rose_d2.data.preparation import (
     dump_json,
+    partial_folder,
     preparation_parser,
     run_main,
     run_parallel,
-    write_atomically,
+    write_label_maps,
 )
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Source:
-    """The three files of one picture.
-
-    Attributes:
-        image: JPEG.
-        labels: PNG of classes, 1 to 150; 0 is unlabelled.
-        instances: PNG with the thing class (1 to 100) in red, the instance number in green.
-    """
-
-    image: Path
-    labels: Path
-    instances: Path
-
-    @property
-    def stem(self) -> str:
-        """Name without suffix, e.g. "ADE_train_00000001"."""
-        return self.image.stem
-
-
-def find_sources(paths: Ade20kPaths) -> list[Source]:
-    """All pictures of a split, by name.
-
-    Raises:
-        FileNotFoundError: a folder or an annotation is missing.
-    """
-    for folder in (paths.image_root, paths.label_root, paths.instance_label_root):
-        if not folder.is_dir():
-            is_instance = folder == paths.instance_label_root
-            archive = "annotations_instance.tar" if is_instance else "ADEChallengeData2016.zip"
-            raise FileNotFoundError(
-                f"{folder} is missing: unpack {archive} so that it is there "
-                "(--help says where to get it), or give another --root."
-            )
-    sources = []
-    for image in sorted(paths.image_root.glob("*.jpg")):
-        labels, instances = (
-            folder / f"{image.stem}.png" for folder in (paths.label_root, paths.instance_label_root)
-        )
-        sources.append(Source(image, labels, instances))
-    for kind in ("labels", "instances"):
-        missing = [path for path in (getattr(s, kind) for s in sources) if not path.exists()]
-        if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} of {len(sources)} pictures in {paths.image_root} lack their "
-                f"annotation, first {missing[0]}; unpack the archive again."
-            )
-    if not sources:
-        raise FileNotFoundError(f"{paths.image_root} has no .jpg file; unpack the zip file again.")
-    return sources
-
-
-def read_labels(path: Path) -> np.ndarray:
-    """Scene parsing labels: uint8 (H, W), 0 to 150.
-
-    Raises:
-        ValueError: the file is damaged or of another kind.
-    """
-    labels = _read_png(path)
-    if labels.ndim != 2 or labels.dtype != np.uint8 or labels.max() > len(CLASS_NAMES):
-        raise ValueError(
-            f"{path} has shape {labels.shape} and values up to {labels.max()}; one channel with 0 "
-            f"to {len(CLASS_NAMES)} is needed. Unpack ADEChallengeData2016.zip again."
-        )
-    return labels
-
-
-def read_instances(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Instance labels: thing class (0 to 100) and instance number, both uint8 (H, W).
-
-    Raises:
-        ValueError: the file is damaged or of another kind.
-    """
-    channels = _read_png(path)
-    if channels.ndim != 3 or channels[..., 0].max() > len(THING_IDS):
-        raise ValueError(
-            f"{path} has shape {channels.shape} and values up to {channels.max()}; colors with 0 "
-            f"to {len(THING_IDS)} in red are needed. Unpack annotations_instance.tar again."
-        )
-    return channels[..., 0], channels[..., 1]
-
-
-def _read_png(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}); replace it from its archive and run this again."
-        ) from error
-
-
-def image_record(source: Source, shape: tuple[int, ...]) -> dict[str, Any]:
-    """COCO's record of a picture; its id is the number in its name.
-
-    Raises:
-        ValueError: the picture has not the size of its annotation.
-    """
-    try:
-        with Image.open(source.image) as image:
-            width, height = image.size
-    except OSError as error:
-        raise ValueError(
-            f"{source.image} cannot be read ({error}); replace it and run this again."
-        ) from error
-    if (height, width) != shape:
-        raise ValueError(
-            f"{source.image} has size (height, width) {(height, width)} but its annotation "
-            f"{shape}; unpack the archives again."
-        )
-    image_id = int(source.stem.rpartition("_")[2])
-    return {"id": image_id, "file_name": source.image.name, "height": height, "width": width}
-
-
-def iterate_instances(source: Source) -> Iterator[tuple[int, np.ndarray]]:
-    """Class id and mask, bool (H, W), of each instance of a picture."""
-    categories, numbers = read_instances(source.instances)
-    keys = categories.astype(np.int32) * 256 + numbers
-    keys[(categories == 0) | (numbers == 0)] = 0
-    for key in np.unique(keys[keys > 0]).tolist():
-        yield THING_IDS[key // 256 - 1], keys == key
 
 
 def convert_panoptic(source: Source) -> PanopticImage:
@@ -239,12 +125,9 @@ def convert_instances(source: Source, folder: Path) -> dict[str, Any]:
     return record
 
 
-def convert_labels(source: Source, folder: Path) -> None:
-    """Labels counted from 0, with 255 (0 - 1 in 8 bits) where nothing is known."""
-    label_file = folder / f"{source.stem}.png"
-    if not label_file.exists():
-        labels = read_labels(source.labels) - np.uint8(1)
-        write_atomically(label_file, Image.fromarray(labels).save)
+def convert_labels(source: Source) -> np.ndarray:
+    """Labels counted from 0, with 255 (0 - 1 in 8 bits) where nothing is known, uint8 (H, W)."""
+    return read_labels(source.labels) - np.uint8(1)
 
 
 def write_labels(sources: list[Source], paths: Ade20kPaths, args: argparse.Namespace) -> None:
@@ -254,13 +137,15 @@ def write_labels(sources: list[Source], paths: Ade20kPaths, args: argparse.Names
     if not args.overwrite and all(f"{source.stem}.png" in present for source in sources):
         logger.info("%s is complete; nothing to do.", folder)
         return
-    partial = _partial_folder(folder, args)
-    convert = functools.partial(convert_labels, folder=partial)
-    done = run_parallel(convert, sources, num_workers=args.num_workers, description=folder.name)
-    count = sum(1 for _ in done)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    logger.info("Wrote %s: %d images.", folder, count)
+    write_label_maps(
+        sources,
+        convert_labels,
+        _stem,
+        folder,
+        num_workers=args.num_workers,
+        description=folder.name,
+        overwrite=args.overwrite,
+    )
 
 
 def write_instances(sources: list[Source], paths: Ade20kPaths, args: argparse.Namespace) -> None:
@@ -269,7 +154,7 @@ def write_instances(sources: list[Source], paths: Ade20kPaths, args: argparse.Na
     if json_file.exists() and not args.overwrite:
         logger.info("%s is complete; nothing to do.", json_file)
         return
-    partial = _partial_folder(json_file.with_suffix(""), args)
+    partial = partial_folder(json_file.with_suffix(""), overwrite=args.overwrite)
     convert = functools.partial(convert_instances, folder=partial)
     records = list(
         run_parallel(convert, sources, num_workers=args.num_workers, description=json_file.stem)
@@ -283,15 +168,6 @@ def write_instances(sources: list[Source], paths: Ade20kPaths, args: argparse.Na
     dump_json(content, json_file)
     shutil.rmtree(partial)
     logger.info("Wrote %s: %d images, %d instances.", json_file, len(records), len(found))
-
-
-def _partial_folder(target: Path, args: argparse.Namespace) -> Path:
-    """The hidden folder beside `target` where finished files wait for the others."""
-    partial = target.with_name(f".{target.name}.partial")
-    if args.overwrite:
-        shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True, exist_ok=True)
-    return partial
 
 
 def main(args: argparse.Namespace) -> None:

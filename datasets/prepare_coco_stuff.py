@@ -37,12 +37,7 @@ from rose_d2.data.datasets.coco_stuff import (
     contiguous_labels,
 )
 from rose_d2.data.panoptic_conversion import PanopticImage, write_coco_panoptic
-from rose_d2.data.preparation import (
-    preparation_parser,
-    run_main,
-    run_parallel,
-    write_atomically,
-)
+from rose_d2.data.preparation import preparation_parser, run_main, write_label_maps
 
 logger = logging.getLogger(__name__)
 
@@ -128,31 +123,6 @@ def stem(record: dict[str, Any]) -> str:
     return Path(record["file_name"]).stem
 
 
-def write_labels(record: dict[str, Any], maps: Path, folder: Path) -> None:
-    """Writes the contiguous label map of one image, unless it is there."""
-    target = folder / f"{stem(record)}.png"
-    if not target.exists():
-        write_atomically(target, Image.fromarray(read_labels(record, maps)).save)
-
-
-def prepare_labels(
-    records: list[dict[str, Any]], paths: CocoStuffPaths, args: argparse.Namespace
-) -> None:
-    """Makes the folder of label maps of one split; it appears when it is complete."""
-    folder = paths.sem_seg_root
-    partial = folder.with_name(f".{folder.name}.partial")
-    if args.overwrite:
-        shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True, exist_ok=True)
-    write = functools.partial(write_labels, maps=paths.stuff_thing_maps, folder=partial)
-    description = f"{paths.split}: labels"
-    for _ in run_parallel(write, records, num_workers=args.num_workers, description=description):
-        pass
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    logger.info("Wrote %s: %d images.", folder, len(records))
-
-
 def prepare_split(split: str, args: argparse.Namespace) -> None:
     """Makes all files of one split that are not there."""
     paths = CocoStuffPaths(args.root, split)
@@ -179,7 +149,15 @@ def prepare_split(split: str, args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
     )
     if args.overwrite or not paths.sem_seg_root.is_dir():
-        prepare_labels(records, paths, args)
+        write_label_maps(
+            records,
+            functools.partial(read_labels, maps=paths.stuff_thing_maps),
+            stem,
+            paths.sem_seg_root,
+            num_workers=args.num_workers,
+            description=f"{split}: labels",
+            overwrite=args.overwrite,
+        )
 
 
 def list_categories() -> list[dict[str, Any]]:

@@ -32,12 +32,7 @@ from rose_d2.data.datasets.mapillary_vistas import (
     how_to_get,
 )
 from rose_d2.data.panoptic_conversion import PanopticImage, write_coco_panoptic
-from rose_d2.data.preparation import (
-    preparation_parser,
-    run_main,
-    run_parallel,
-    write_atomically,
-)
+from rose_d2.data.preparation import preparation_parser, run_main, write_label_maps
 
 logger = logging.getLogger(__name__)
 
@@ -107,12 +102,9 @@ def read_labels(path: Path, version: VistasVersion, numbers_per_label: int) -> n
     return values
 
 
-def write_labels(path: Path, version: VistasVersion, folder: Path) -> None:
-    """Writes one label image with contiguous classes, unless it is there."""
-    target = folder / path.name
-    if not target.exists():
-        labels = version.class_of_label()[read_labels(path, version, 1)]
-        write_atomically(target, Image.fromarray(labels).save)
+def contiguous_labels(path: Path, version: VistasVersion) -> np.ndarray:
+    """Label image with contiguous classes, uint8 (H, W)."""
+    return version.class_of_label()[read_labels(path, version, 1)]
 
 
 def list_pngs(folder: Path, version: VistasVersion, args: argparse.Namespace) -> list[Path]:
@@ -173,18 +165,15 @@ def prepare_labels(
     if folder.is_dir() and not args.overwrite:
         logger.info("%s is complete; nothing to do.", folder)
         return
-    files = list_pngs(paths.official_label_root, version, args)
-    partial = folder.with_name(f".{folder.name}.partial")
-    if args.overwrite:
-        shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(exist_ok=True)
-    write = functools.partial(write_labels, version=version, folder=partial)
-    description = f"{version.number} {split}: labels"
-    for _ in run_parallel(write, files, num_workers=args.num_workers, description=description):
-        pass
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    logger.info("Wrote %s: %d images.", folder, len(files))
+    write_label_maps(
+        list_pngs(paths.official_label_root, version, args),
+        functools.partial(contiguous_labels, version=version),
+        get_stem,
+        folder,
+        num_workers=args.num_workers,
+        description=f"{version.number} {split}: labels",
+        overwrite=args.overwrite,
+    )
 
 
 def get_stem(path: Path) -> str:

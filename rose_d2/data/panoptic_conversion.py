@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import find_objects
 
-from rose_d2.data.preparation import dump_json, run_parallel, write_atomically
+from rose_d2.data.preparation import dump_json, partial_folder, run_parallel, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -80,10 +80,7 @@ def write_coco_panoptic(
         raise ValueError(f"No image to make {json_file} from; check that the sources are there.")
     if len({stem(item) for item in items}) != len(items):
         raise ValueError(f"Two images of {json_file} have the same name; rename one of them.")
-    partial = panoptic_root.with_name(f".{panoptic_root.name}.partial")
-    if overwrite:
-        shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True, exist_ok=True)
+    partial = partial_folder(panoptic_root, overwrite=overwrite)
     convert_one = functools.partial(_convert_one, convert=convert, stem=stem, folder=partial)
     written = run_parallel(convert_one, items, num_workers=num_workers, description=description)
     images, annotations = [], []

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +16,13 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from rose_d2.data.datasets.broken import strict_annotations
+
+logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -124,6 +130,60 @@ def start_worker() -> None:
     """Leave Ctrl-C, which reaches the whole process group, to the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def partial_folder(target: Path, *, overwrite: bool = False) -> Path:
+    """The hidden folder beside `target` where finished files wait until all are there.
+
+    An interrupted run finds in it what was done before.
+
+    Args:
+        target: folder that is to appear when it is complete.
+        overwrite: start with an empty one.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    if overwrite:
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    return partial
+
+
+def write_label_maps(
+    items: Sequence[Item],
+    read: Callable[[Item], np.ndarray],
+    stem: Callable[[Item], str],
+    folder: Path,
+    *,
+    num_workers: int,
+    description: str,
+    overwrite: bool = False,
+) -> None:
+    """Write one label PNG per item, in parallel and resumably; the folder appears when complete.
+
+    Args:
+        items: one per image.
+        read: makes the label map of an item, uint8 (H, W); can be pickled.
+        stem: name of an item's PNG without suffix; can be pickled.
+        folder: to write; one that exists is replaced.
+        num_workers: processes.
+        description: left of the progress bar.
+        overwrite: also forget what an interrupted run has made.
+    """
+    partial = partial_folder(folder, overwrite=overwrite)
+    write = functools.partial(_write_label_map, read=read, stem=stem, folder=partial)
+    done = run_parallel(write, items, num_workers=num_workers, description=description)
+    count = sum(1 for _ in done)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    logger.info("Wrote %s: %d images.", folder, count)
+
+
+def _write_label_map(
+    item: Item, read: Callable[[Item], np.ndarray], stem: Callable[[Item], str], folder: Path
+) -> None:
+    path = folder / f"{stem(item)}.png"
+    if not path.exists():
+        write_atomically(path, Image.fromarray(read(item)).save)
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,7 +1,9 @@
 import json
 import os
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from rose_d2.data.datasets.broken import BrokenAnnotations
 from rose_d2.data.preparation import (
@@ -10,6 +12,7 @@ from rose_d2.data.preparation import (
     run_main,
     run_parallel,
     write_atomically,
+    write_label_maps,
 )
 
 
@@ -82,3 +85,30 @@ def test_root_expands_the_home_folder_and_strict_reaches_the_loaders(monkeypatch
 
 def test_the_status_of_main_is_the_status():
     assert run_main(lambda args: 3, preparation_parser("Checks."), []) == 3
+
+
+def _label_map(value):
+    if value < 0:
+        raise ValueError("the label map is damaged")
+    return np.full((2, 3), value, dtype=np.uint8)
+
+
+def test_label_maps_appear_when_all_are_made_and_a_second_run_makes_the_rest(tmp_path):
+    folder = tmp_path / "labels"
+    made = []
+
+    def read(value):
+        made.append(value)
+        return _label_map(value)
+
+    options = {"num_workers": 0, "description": "labels"}
+    with pytest.raises(ValueError, match="damaged"):
+        write_label_maps([1, 2, -1], read, str, folder, **options)
+    assert not folder.exists()
+    write_label_maps([1, 2, 3], read, str, folder, **options)
+    assert made == [1, 2, -1, 3]
+    assert (np.asarray(Image.open(folder / "3.png")) == 3).all()
+    assert sorted(path.name for path in tmp_path.rglob("*.png")) == ["1.png", "2.png", "3.png"]
+    made.clear()
+    write_label_maps([7], read, str, folder, overwrite=True, **options)
+    assert [path.name for path in folder.iterdir()] == ["7.png"]
