@@ -112,8 +112,13 @@ def print_advice(reports: list[DatasetReport]) -> None:
             advice.setdefault(report.entry.how_to_get, []).append(report.entry)
     for how_to_get, entries in advice.items():
         names = f"To get {', '.join(entry.name for entry in entries)}:"
-        print("\n" + textwrap.fill(names, _WIDTH, break_on_hyphens=False))
-        print(textwrap.indent(how_to_get, "  "))
+        print("\n" + _wrap(names))
+        print(textwrap.indent(_wrap(how_to_get), "  "))
+
+
+def _wrap(text: str) -> str:
+    """Lines of one width, without breaking commands at their hyphens or paths."""
+    return textwrap.fill(text, _WIDTH, break_on_hyphens=False, break_long_words=False)
 
 
 def exit_status(reports: list[DatasetReport], *, named: bool) -> int:

@@ -20,7 +20,7 @@ from PIL import Image
 from rose_d2.data.build import TaskDicts, build_rose_train_loader, load_training_dicts
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
 from rose_d2.data.datasets.custom import register_custom_coco
-from rose_d2.data.training_mix import DatasetView
+from rose_d2.data.training_mix import DatasetView, train_only_on
 
 COCO_LIKE = "benchmark_coco_like"
 _WIDTH, _HEIGHT, _OBJECTS, _VERTICES = 640, 480, 10, 40
@@ -101,7 +101,7 @@ def measure_memory(cfg: CfgNode, spec: str, num_samples: int) -> Iterator[tuple[
     """
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS = (spec,), ()
+    train_only_on(cfg, [spec])
     cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.IMS_PER_BATCH = 1, 1
     every = max(1, num_samples // _MOMENTS)
     before = set(psutil.Process().children())

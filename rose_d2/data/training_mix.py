@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
@@ -88,6 +89,18 @@ def training_weights(cfg: CfgNode) -> dict[DatasetView, float]:
             f"{list(weights.values())}; name at least one dataset and give it a weight above 0."
         )
     return used
+
+
+def train_only_on(cfg: CfgNode, specs: Sequence[str]) -> None:
+    """Replace the mix of a config by these datasets, all of one weight.
+
+    Args:
+        cfg: not frozen.
+        specs: entries of DATASETS.TRAIN.
+    """
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_WEIGHTS = tuple(specs), ()
+    for task in cfg.DATASETS.TASK_WEIGHTS:
+        cfg.DATASETS.TASK_WEIGHTS[task] = 0.0
 
 
 def _dataset_weights(cfg: CfgNode) -> dict[DatasetView, float]:

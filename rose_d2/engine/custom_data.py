@@ -5,6 +5,7 @@ import argparse
 from detectron2.config import CfgNode
 
 from rose_d2.data.datasets.custom import register_custom
+from rose_d2.data.training_mix import train_only_on
 
 CUSTOM_NAME = "custom"
 
@@ -51,6 +52,6 @@ def use_custom_data(cfg: CfgNode, args: argparse.Namespace) -> None:
         declared = (CUSTOM_NAME, "labels", *args.custom_labels)
     if declared:
         cfg.DATASETS.CUSTOM = (*cfg.DATASETS.CUSTOM, declared)
-        cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (CUSTOM_NAME,)
-        cfg.DATASETS.TRAIN_WEIGHTS = ()
+        train_only_on(cfg, [CUSTOM_NAME])
+        cfg.DATASETS.TEST = (CUSTOM_NAME,)
     register_custom(cfg.DATASETS.CUSTOM)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from rose_d2.config import add_rose_config
 from rose_d2.data.datasets.registration import unregister
+from rose_d2.data.training_mix import training_weights
 from rose_d2.engine.custom_data import CUSTOM_NAME, add_custom_data_arguments, use_custom_data
 
 
@@ -38,7 +39,9 @@ def _parse(*arguments):
 
 
 def test_data_of_the_command_line_replace_those_of_the_config(cfg, files):
+    cfg.DATASETS.TASK_WEIGHTS.SEMANTIC = 2.0
     use_custom_data(cfg, _parse("--custom-coco", files / "images", files / "a.json"))
+    assert [view.spec for view in training_weights(cfg)] == [CUSTOM_NAME]
     assert cfg.DATASETS.TRAIN == cfg.DATASETS.TEST == (CUSTOM_NAME,)
     assert cfg.DATASETS.TRAIN_WEIGHTS == ()
     assert MetadataCatalog.get(CUSTOM_NAME).thing_classes == ["cup"]

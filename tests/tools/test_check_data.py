@@ -31,7 +31,7 @@ def test_an_empty_folder_says_what_to_do(check_data, tmp_path, capsys):
     assert check_data.main(["--root", str(tmp_path)]) == 1
     shown = capsys.readouterr().out
     assert "missing   clipart_panoptic_val " in shown
-    assert f"python datasets/prepare_clipart.py --root {tmp_path}" in shown
+    assert f"python datasets/prepare_clipart.py --root {tmp_path}" in " ".join(shown.split())
     assert "\n0 present, 0 partial" in shown
 
 
