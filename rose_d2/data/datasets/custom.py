@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.data.datasets import load_coco_json
 from PIL import ExifTags, Image
 
 from rose_d2.data.datasets.broken import BrokenAnnotations
+from rose_d2.data.datasets.coco import load_coco_instances
 from rose_d2.data.datasets.colors import distinct_colors
 from rose_d2.data.datasets.registration import DatasetEntry, register
 
@@ -60,6 +60,7 @@ def register_custom_coco(name: str, image_root: str | Path, json_file: str | Pat
     _require(name, image_root, json_file)
     categories = _sorted_categories(json_file)
     classes = _class_names(categories, json_file)
+    ids = {category["id"]: index for index, category in enumerate(categories)}
     metadata = {
         "task": "instance",
         "evaluator_type": "coco",
@@ -67,12 +68,12 @@ def register_custom_coco(name: str, image_root: str | Path, json_file: str | Pat
         "image_root": str(image_root),
         "thing_classes": classes,
         "thing_colors": distinct_colors(len(classes)),
-        "thing_dataset_id_to_contiguous_id": {c["id"]: i for i, c in enumerate(categories)},
+        "thing_dataset_id_to_contiguous_id": ids,
     }
     register(
         DatasetEntry(
             name=name,
-            load=lambda: load_coco_json(str(json_file), str(image_root), name),
+            load=lambda: load_coco_instances(json_file, image_root, ids),
             metadata=metadata,
             files=(image_root, json_file),
             how_to_get=_CHECK_PATHS,
