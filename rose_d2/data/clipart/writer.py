@@ -12,12 +12,9 @@ import logging
 import os
 import pickle
 import shutil
-import signal
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from rose_d2.data.clipart.annotate import (
     SceneRecord,
@@ -35,13 +32,13 @@ from rose_d2.data.clipart.splits import (
     BenchmarkSettings,
     compose_split_scene,
 )
+from rose_d2.data.preparation import run_parallel
 
 logger = logging.getLogger(__name__)
 
 JPEG_QUALITY = 90
 # Protocol 2 is what the original referring datasets use; any Python reads it.
 PICKLE_PROTOCOL = 2
-SCENES_PER_CHUNK = 16
 
 
 def _write_scene(task: tuple[str, int], folder: Path, seed: int) -> SceneRecord:
@@ -67,12 +64,6 @@ def _write_scene(task: tuple[str, int], folder: Path, seed: int) -> SceneRecord:
     )
 
 
-def _start_worker() -> None:
-    # Ctrl-C reaches the whole process group; only the parent should answer it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
 def _write_scenes(
     settings: BenchmarkSettings, folder: Path, num_workers: int
 ) -> dict[str, list[SceneRecord]]:
@@ -82,16 +73,12 @@ def _write_scenes(
     ]
     write = functools.partial(_write_scene, folder=folder, seed=settings.seed)
     records: dict[str, list[SceneRecord]] = {split: [] for split in FIRST_IMAGE_IDS}
-    with contextlib.ExitStack() as stack:
-        if num_workers <= 1:
-            written = map(write, tasks)
-        else:
-            pool = ProcessPoolExecutor(num_workers, initializer=_start_worker)
-            # Also when interrupted: nobody may write any more once the folder is cleaned up.
-            stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-            written = pool.map(write, tasks, chunksize=SCENES_PER_CHUNK)
-        progress = tqdm(written, total=len(tasks), desc="clip-art scenes", unit="scene")
-        for (split, _), record in zip(tasks, progress, strict=True):
+    running = run_parallel(
+        write, tasks, num_workers=num_workers, description="clip-art scenes", unit="scene"
+    )
+    # Also when interrupted: nobody may write any more once the folder is cleaned up.
+    with contextlib.closing(running) as written:
+        for (split, _), record in zip(tasks, written, strict=True):
             records[split].append(record)
     return records
 
