@@ -58,6 +58,8 @@ setup(
     packages=find_packages(include=["rose_d2", "rose_d2.*"]),
     install_requires=ROSE + DETECTRON2,
     extras_require={
+        # COCO metrics in C++, and WordNet for the mapping of names; evaluation runs without them.
+        "eval": ["faster-coco-eval>=1.6.5", "nltk>=3.9"],
         "demo": ["gradio>=5"],
         "dev": ["mypy>=1.13", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.9"],
     },

@@ -279,7 +279,7 @@ def set_up(env: Environment, choice: str, recreate_for: str | None = None) -> No
     env.pip("updating pip", "install", "--upgrade", *constraints, *base)
     step = "installing torch, transformers and the rest (3 GB on Linux, some minutes)"
     build = ("--build-constraint", "constraints.txt")
-    env.pip(step, "install", *constraints, *build, "--editable", ".[dev]")
+    env.pip(step, "install", *constraints, *build, "--editable", ".[dev,eval]")
     source = install_detectron2(env, choice)
     install_wheel(env, "installing panopticapi", PANOPTICAPI_WHEEL)
     check = [str(env.python), "-I", "-W", "ignore", "-c", VERSIONS]
