@@ -2,6 +2,8 @@
 
 from detectron2.config import CfgNode as CN
 
+from rose_d2.config_inference import add_inference_config
+
 _TASKS = ("SEMANTIC", "INSTANCE", "PANOPTIC", "REFERRING", "REGION", "REFINEMENT")
 
 
@@ -25,7 +27,7 @@ def add_rose_config(cfg: CN) -> None:
     _add_loss(cfg)
     _add_input(cfg)
     _add_solver(cfg)
-    _add_test(cfg)
+    add_inference_config(cfg)
 
 
 def _add_lmm(cfg: CN) -> None:
@@ -126,6 +128,11 @@ def _add_heads(cfg: CN) -> None:
     # Longest generated name in tokens.
     cfg.MODEL.CATEGORY_DECODER.MAX_TOKENS = 16
 
+    cfg.MODEL.REFINEMENT = CN()
+    # How the mask to be repaired is shown (Table 6): concat (the fourth input channel) |
+    # mask_overlay (drawn on the language model's view) | mask_box_overlay (with its box).
+    cfg.MODEL.REFINEMENT.PROMPT = "concat"
+
     cfg.MODEL.SIGLIP_TEXT = CN()
     # Text embeddings of class names: ngram (hashed character n-grams) | folder or hub name.
     cfg.MODEL.SIGLIP_TEXT.SOURCE = "ngram"
@@ -212,39 +219,3 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.LOG_PERIOD = 20
     # Learning-rate factor per part: the names of MODEL.TRAINABLE, and LORA.
     cfg.SOLVER.LR_MULTIPLIER = CN(dict.fromkeys((*cfg.MODEL.TRAINABLE, "LORA"), 1.0))
-
-
-def _add_test(cfg: CN) -> None:
-    # Images per batch and process at evaluation.
-    cfg.TEST.IMS_PER_BATCH = 1
-    # Patches kept by objectness (section 4.1) and slots of them reserved for the stuff role.
-    cfg.TEST.TOP_K = 100
-    cfg.TEST.TOP_K_STUFF = 0
-    # Candidates below this objectness are dropped before their names are decoded; a referring
-    # expression is answered whatever the score.
-    cfg.TEST.SCORE_THRESH = 0.05
-    # AP ranks by objectness times the name's probability; False: by objectness alone.
-    cfg.TEST.RANK_BY_NAME = True
-    # Also write the counting sentence the language model generates.
-    cfg.TEST.GENERATE_RESPONSE = False
-
-    cfg.TEST.NMS = CN()
-    # Masks overlapping a better one by more than this IoU are dropped.
-    cfg.TEST.NMS.THRESH = 0.6
-    # True compares only masks of one name (names are then decoded before NMS).
-    cfg.TEST.NMS.CLASS_AWARE = False
-
-    cfg.TEST.SEMANTIC = CN()
-    # Constant score of the extra "no object" channel (section 6.3).
-    cfg.TEST.SEMANTIC.NON_OBJECT_SCORE = 0.05
-    # How predictions of one class combine: max | sum.
-    cfg.TEST.SEMANTIC.MERGE = "max"
-
-    cfg.TEST.PANOPTIC = CN()
-    # Segments below this objectness, or keeping less than this share of their mask, are dropped.
-    cfg.TEST.PANOPTIC.SCORE_THRESH = 0.5
-    cfg.TEST.PANOPTIC.OVERLAP_THRESH = 0.6
-
-    cfg.TEST.REFERRING = CN()
-    # gRefCOCO: return every instance above the score threshold, possibly none.
-    cfg.TEST.REFERRING.MULTI_TARGET = False

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +41,7 @@ class TextEmbeddingBank:
         self.dim = dim
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else None
         self._known: dict[tuple[str, ...], torch.Tensor] = {}
+        self._embedded: dict[str, torch.Tensor] = {}
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> TextEmbeddingBank:
@@ -58,6 +62,29 @@ class TextEmbeddingBank:
                 self._known[names] = self._from_disk_or_tower(names)
         return self._known[names]
 
+    def embed(self, names: Sequence[str]) -> torch.Tensor:
+        """Unit-length embeddings (K, dim) of names that come a few at a time, on the CPU.
+
+        Each is computed once and kept in memory; the text tower stays resident from the first
+        call on.
+
+        Raises:
+            ValueError: if the text tower's width is not `dim`.
+        """
+        new = tuple(dict.fromkeys(name for name in names if name not in self._embedded))
+        if new:
+            if self.source == "ngram":
+                embeddings = ngram_embeddings(new, self.dim)
+            else:
+                embeddings = self._embed_with(*self._resident_tower, new)
+            self._embedded.update(zip(new, embeddings, strict=True))
+        rows = [self._embedded[name] for name in names]
+        return torch.stack(rows) if rows else torch.zeros(0, self.dim)
+
+    @functools.cached_property
+    def _resident_tower(self) -> tuple[SiglipTextModel, Any]:
+        return self._load_tower()
+
     def _from_disk_or_tower(self, names: tuple[str, ...]) -> torch.Tensor:
         if self.cache_dir is None:
             return self._from_tower(names)
@@ -72,8 +99,15 @@ class TextEmbeddingBank:
 
     def _from_tower(self, names: tuple[str, ...]) -> torch.Tensor:
         logger.info("Embedding %d class names with %s", len(names), self.source)
+        return self._embed_with(*self._load_tower(), names)
+
+    def _load_tower(self) -> tuple[SiglipTextModel, Any]:
         tower = SiglipTextModel.from_pretrained(self.source).eval()
-        tokenizer = AutoTokenizer.from_pretrained(self.source)
+        return tower, AutoTokenizer.from_pretrained(self.source)
+
+    def _embed_with(
+        self, tower: SiglipTextModel, tokenizer: Any, names: tuple[str, ...]
+    ) -> torch.Tensor:
         # The pooled state is the last position's, padding included: always pad to full length.
         tokens = tokenizer(
             [SIGLIP_PROMPT.format(name) for name in names],

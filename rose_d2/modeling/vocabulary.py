@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from detectron2.data import Metadata
 from torch import Tensor
 
+from rose_d2.modeling.class_lists import class_lists
+from rose_d2.modeling.class_similarity import ClassSimilarity
+from rose_d2.modeling.lexical_mapping import LexicalClasses
+from rose_d2.modeling.lexical_relations import LexicalRelations
+from rose_d2.modeling.mapping_rules import (
+    LEVELS,
+    LEXICAL_RULES,
+    MAPPING_RULES,
+    SPELLING_RULES,
+    UNMAPPED,
+    counts_at,
+)
 from rose_d2.modeling.name_normalisation import normalise_name, singular_forms
 
-UNMAPPED = "unmapped"
-# In the order in which they are tried; a name is mapped by the first rule that knows it.
-MAPPING_RULES = ("exact", "normalised", "synonym", "similarity", UNMAPPED)
+__all__ = [
+    "LEVELS",
+    "MAPPING_RULES",
+    "UNMAPPED",
+    "CategoryVocabulary",
+    "ClassSimilarity",
+    "NameMapping",
+    "counts_at",
+]
 
 
 class NameMapping(NamedTuple):
@@ -30,43 +46,6 @@ class NameMapping(NamedTuple):
     rules: list[str]
 
 
-@dataclass(frozen=True)
-class ClassSimilarity:
-    """The last resort of the mapping: the nearest class embedding, if it is near enough.
-
-    Attributes:
-        bank: (C, d) class embeddings, any norm.
-        threshold: smallest cosine similarity that counts as a match.
-        embed_names: maps names to (K, d) embeddings; None if predicted embeddings are always given.
-    """
-
-    bank: Tensor
-    threshold: float
-    embed_names: Callable[[Sequence[str]], Tensor] | None = None
-
-    def nearest(self, names: Sequence[str], embeddings: Tensor | None) -> list[int]:
-        """Class of each name, -1 below the threshold.
-
-        Args:
-            names: K names.
-            embeddings: (K, d) embeddings predicted for them; None embeds the names.
-
-        Raises:
-            ValueError: if there are neither embeddings nor a function to make them.
-        """
-        if embeddings is None:
-            if self.embed_names is None:
-                raise ValueError(
-                    "Got no embeddings for the similarity rule; pass them to map_names, or "
-                    "construct ClassSimilarity with embed_names."
-                )
-            embeddings = self.embed_names(names)
-        bank = F.normalize(self.bank.float(), dim=-1)
-        cosines = F.normalize(embeddings.float(), dim=-1) @ bank.T.to(embeddings.device)  # (K, C)
-        best, class_ids = cosines.max(dim=-1)
-        return torch.where(best >= self.threshold, class_ids, -1).tolist()
-
-
 class CategoryVocabulary:
     """The classes of a dataset and the ordered rules that map free-form names to them.
 
@@ -74,10 +53,13 @@ class CategoryVocabulary:
     2. normalised: the same but for case, number, punctuation, hyphens or an article;
     3. synonym: another entry of the class's comma list or of the given synonyms, up to
        normalisation;
-    4. similarity: the nearest class embedding (off unless a `ClassSimilarity` is given);
-    5. unmapped.
+    4. wordnet synonym, hyponym (a more specific word than the class), hypernym (a more general
+       one) and part, see `LexicalClasses`; only if lexical relations are given;
+    5. similarity: the nearest class embedding (off unless a `ClassSimilarity` is given);
+    6. unmapped.
 
-    Where two classes share a spelling, the one with the smaller id is meant.
+    Where two classes share a spelling, the one with the smaller id is meant. What the first three
+    rules say depends on nothing but the dataset, so they make the headline level.
     """
 
     def __init__(
@@ -86,6 +68,7 @@ class CategoryVocabulary:
         is_thing: Sequence[bool],
         *,
         synonyms: Mapping[str, Sequence[str]] | None = None,
+        relations: LexicalRelations | None = None,
         similarity: ClassSimilarity | None = None,
     ) -> None:
         """
@@ -93,6 +76,7 @@ class CategoryVocabulary:
             class_names: C names in the order of the class ids; "a, b" lists synonyms.
             is_thing: C flags, False for stuff.
             synonyms: further names by class name (as in `class_names`, or its first entry).
+            relations: enables the lexical rules.
             similarity: enables the similarity rule.
 
         Raises:
@@ -117,46 +101,49 @@ class CategoryVocabulary:
                 self._exact.setdefault(name, class_id)
         self._normalised = _normalised_index([[name] for name in self.class_names])
         self._synonyms = _normalised_index([parts[1:] for parts in spellings])
+        self._lexical = None
+        if relations is not None:
+            self._lexical = LexicalClasses(relations, spellings, self._class_spelled)
+        # The same few names come again and again; only the similarity rule sees more than them.
+        self._known: dict[str, tuple[int, str]] = {}
 
     def __len__(self) -> int:
         return len(self.class_names)
 
     @classmethod
     def from_metadata(
-        cls, metadata: Metadata, similarity: ClassSimilarity | None = None
+        cls,
+        metadata: Metadata,
+        similarity: ClassSimilarity | None = None,
+        relations: LexicalRelations | None = None,
     ) -> CategoryVocabulary:
-        """Vocabulary of a registered dataset.
-
-        `class_synonyms`, if the metadata has it, gives a list of further names per class, in the
-        order of the classes; a class's own name in its list does no harm.
+        """Vocabulary of a registered dataset; see `class_lists` for what its metadata must have.
 
         Args:
-            metadata: detectron2 metadata with `evaluator_type` and the class lists of its type:
-                `thing_classes` for instance and referring data (the latter may have none),
-                `stuff_classes` with all classes in label order for semantic and panoptic data.
+            metadata: detectron2 metadata.
             similarity: enables the similarity rule.
+            relations: enables the lexical rules.
 
         Raises:
             ValueError: if the evaluator type is unknown or its class list is missing.
         """
-        evaluator_type = metadata.get("evaluator_type", None)
-        if evaluator_type == "refcoco":  # RefCLEF, for one, has expressions but no classes
-            names = list(metadata.get("thing_classes", None) or [])
-            is_thing = [True] * len(names)
-        elif evaluator_type == "coco":
-            names = _require_classes(metadata, "thing_classes")
-            is_thing = [True] * len(names)
-        elif evaluator_type in ("sem_seg", "coco_panoptic_seg"):
-            names = _require_classes(metadata, "stuff_classes")
-            is_thing = _thing_flags(metadata, names)
-        else:
-            raise ValueError(
-                f"Dataset {metadata.get('name', '?')!r} has the evaluator type {evaluator_type!r}; "
-                "a vocabulary can be read from coco, sem_seg, coco_panoptic_seg and refcoco."
-            )
-        listed = metadata.get("class_synonyms", None)
-        synonyms = None if listed is None else dict(zip(names, listed, strict=True))
-        return cls(names, is_thing, synonyms=synonyms, similarity=similarity)
+        names, is_thing, synonyms = class_lists(metadata)
+        return cls(names, is_thing, synonyms=synonyms, relations=relations, similarity=similarity)
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """The levels that can be measured here, in the order of `LEVELS`."""
+        levels = SPELLING_RULES
+        if self._lexical is not None:
+            levels += LEXICAL_RULES
+        if self._similarity is not None:
+            levels += ("similarity",)
+        return levels
+
+    @property
+    def wants_embeddings(self) -> bool:
+        """Whether `map_names` has to be given the embeddings predicted for the names."""
+        return self._similarity is not None and self._similarity.embed_names is None
 
     def map_names(self, names: Sequence[str], embeddings: Tensor | None = None) -> NameMapping:
         """Map names to classes.
@@ -168,10 +155,15 @@ class CategoryVocabulary:
 
         Returns:
             class ids and the rule that gave each of them.
+
+        Raises:
+            ValueError: if the similarity rule can make no embeddings and gets none.
         """
         class_ids, rules = [], []
         for name in names:
-            class_id, rule = self._map_by_spelling(name)
+            if name not in self._known:
+                self._known[name] = self._map_word(name)
+            class_id, rule = self._known[name]
             class_ids.append(class_id)
             rules.append(rule)
         rest = [index for index, rule in enumerate(rules) if rule == UNMAPPED]
@@ -183,7 +175,8 @@ class CategoryVocabulary:
                     class_ids[index], rules[index] = class_id, "similarity"
         return NameMapping(torch.tensor(class_ids, dtype=torch.long), rules)
 
-    def _map_by_spelling(self, name: str) -> tuple[int, str]:
+    def _map_word(self, name: str) -> tuple[int, str]:
+        """Class and rule by all rules that look at the name alone."""
         if name.strip() in self._exact:
             return self._exact[name.strip()], "exact"
         normalised = normalise_name(name)
@@ -192,7 +185,17 @@ class CategoryVocabulary:
             for form in forms:
                 if form in index:
                     return index[form], rule
-        return -1, UNMAPPED
+        found = self._lexical.find(normalised) if self._lexical is not None else None
+        return found or (-1, UNMAPPED)
+
+    def _class_spelled(self, phrase: str) -> int | None:
+        """Class that a normalised phrase spells, by its name or a synonym."""
+        forms = (phrase, *singular_forms(phrase))
+        for index in (self._normalised, self._synonyms):
+            for form in forms:
+                if form in index:
+                    return index[form]
+        return None
 
     def _add_synonyms(
         self,
@@ -227,24 +230,3 @@ def _normalised_index(names_by_class: Sequence[Sequence[str]]) -> dict[str, int]
                 index.setdefault(form, class_id)
     index.pop("", None)
     return index
-
-
-def _require_classes(metadata: Metadata, key: str) -> list[str]:
-    names = metadata.get(key, None)
-    if not names:
-        raise ValueError(
-            f"Dataset {metadata.get('name', '?')!r} with evaluator type "
-            f"{metadata.get('evaluator_type', None)!r} has no {key} in its metadata; set them "
-            "where the dataset is registered."
-        )
-    return list(names)
-
-
-def _thing_flags(metadata: Metadata, names: Sequence[str]) -> list[bool]:
-    """Things are the contiguous ids of the thing map where there is one, else the thing names."""
-    contiguous = metadata.get("thing_dataset_id_to_contiguous_id", None)
-    if metadata.evaluator_type == "coco_panoptic_seg" and contiguous is not None:
-        things = set(contiguous.values())
-        return [class_id in things for class_id in range(len(names))]
-    thing_names = set(metadata.get("thing_classes", None) or ())
-    return [name in thing_names for name in names]

@@ -45,6 +45,23 @@ def test_tower_is_run_once_and_cached(tmp_path):
     torch.testing.assert_close(TextEmbeddingBank(source, 8, cache)(NAMES), first)
 
 
+def test_names_are_embedded_one_by_one_with_a_resident_tower(tmp_path):
+    save_tower(tmp_path, 8)
+    bank = TextEmbeddingBank(str(tmp_path), 8)
+    first = bank.embed(["giraffe", "red car", "giraffe"])
+    (tmp_path / "model.safetensors").unlink()
+    together = bank.embed(NAMES)  # "blue car" is new
+    torch.testing.assert_close(first, together[[2, 0, 2]])
+    torch.testing.assert_close(together.norm(dim=1), torch.ones(3))
+    assert bank.embed([]).shape == (0, 8)
+
+
+def test_embedding_names_agrees_with_embedding_a_vocabulary(tmp_path):
+    save_tower(tmp_path, 8)
+    for bank in (TextEmbeddingBank(str(tmp_path), 8), TextEmbeddingBank("ngram", 8)):
+        torch.testing.assert_close(bank.embed(NAMES), bank(NAMES))
+
+
 def test_wrong_width_is_refused(tmp_path):
     save_tower(tmp_path, 8)
     with pytest.raises(ValueError, match="SIGLIP_DIM is 16"):

@@ -186,7 +186,8 @@ def test_steps_in_order_and_nothing_the_second_time(repository):
     setup_env.set_up(environment, choice="")
     pip, ordinary, detectron2, panopticapi = environment.commands
     assert pip.endswith("install --upgrade --constraint constraints.txt pip setuptools wheel")
-    assert ordinary.endswith("--editable .[dev,eval]") and "--constraint constraints.txt" in ordinary
+    assert ordinary.endswith("--editable .[dev,eval]")
+    assert "--constraint constraints.txt" in ordinary
     assert "--no-deps --only-binary=:all:" in detectron2
     assert "--target /site-packages --python-version 3.10" in detectron2
     assert "--no-deps --only-binary=:all:" in panopticapi and "--target" not in panopticapi
