@@ -8,12 +8,13 @@ import numpy as np
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 
+from rose_d2.data.candidates import check_candidate_mode, dataset_candidates
 from rose_d2.data.image_io import ImageReadError, model_views, read_image
 from rose_d2.data.region_builders import OneRegionTargetBuilder
 from rose_d2.data.target_builders import TARGET_BUILDERS
 from rose_d2.data.targets import TargetBuilder
 from rose_d2.prompts.conversation import Conversation
-from rose_d2.prompts.templates import build_instruction
+from rose_d2.prompts.templates import CANDIDATE_TASKS, build_instruction
 
 # Passed on from the dataset dict where present.
 _PASSED_ON = (
@@ -44,6 +45,7 @@ class RoseDatasetMapper:
         sam_image_size: int,
         target_builders: dict[str, TargetBuilder],
         flip_prob: float = 0.0,
+        candidate_mode: str = "",
     ) -> None:
         """
         Args:
@@ -53,12 +55,18 @@ class RoseDatasetMapper:
             target_builders: one per task; empty for testing.
             flip_prob: share of mirrored training images; referring samples never are, since
                 mirroring swaps "left" and "right".
+            candidate_mode: what to do with the dataset's classes in testing, see
+                TEST.CANDIDATES.
+
+        Raises:
+            ValueError: the candidate mode is unknown.
         """
         self.is_train = is_train
         self.lmm_image_size = lmm_image_size
         self.sam_image_size = sam_image_size
         self.target_builders = target_builders
         self.flip_prob = flip_prob
+        self.candidate_mode = check_candidate_mode(candidate_mode)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -69,6 +77,7 @@ class RoseDatasetMapper:
             "sam_image_size": cfg.MODEL.MASK_HEAD.IMAGE_SIZE,
             "target_builders": builders if is_train else {},
             "flip_prob": cfg.INPUT.FLIP_PROB,
+            "candidate_mode": cfg.TEST.CANDIDATES,
         }
 
     def __call__(
@@ -84,7 +93,8 @@ class RoseDatasetMapper:
         Returns:
             `image` uint8 (3, I, I), `sam_image` uint8 (3, h, w), `conversation`, the passed-on
             keys and, in training, `instances`, `negative_points`, `ignore_mask`; `candidates`
-            where the instruction lists some; `prior_mask` for tasks about one region.
+            where the instruction lists some (training) or names are confined to some (testing);
+            `prior_mask` for tasks about one region.
 
         Raises:
             ImageReadError: an image is damaged or not of the annotated size.
@@ -124,17 +134,32 @@ class RoseDatasetMapper:
                 "made at random and only for training; test on the dataset's own task."
             )
         mapped = self._map_image(dataset_dict, flip=False)
-        candidates = dataset_dict.get("candidates")
+        listed, allowed = self._candidates(dataset_dict)
         mapped["conversation"] = Conversation(
-            build_instruction(
-                task,
-                description=dataset_dict.get("sentence"),
-                candidates=candidates,
-            )
+            build_instruction(task, description=dataset_dict.get("sentence"), candidates=listed)
         )
-        if candidates is not None:
-            mapped["candidates"] = candidates
+        if allowed is not None:
+            mapped["candidates"] = allowed
         return mapped
+
+    def _candidates(
+        self, dataset_dict: dict[str, Any]
+    ) -> tuple[list[str] | None, list[str] | None]:
+        """Names the instruction lists and names that may be spelled, None where any may be.
+
+        A sample's own candidates are both, and come before the dataset's.
+        """
+        own = dataset_dict.get("candidates")
+        if own is not None or not self.candidate_mode:
+            return own, own
+        if dataset_dict["task"] not in CANDIDATE_TASKS:
+            return None, None
+        metadata = MetadataCatalog.get(dataset_dict["dataset_name"])
+        names = dataset_candidates(metadata, dataset_dict["task"])
+        return (
+            names if self.candidate_mode in ("prompt", "both") else None,
+            names if self.candidate_mode in ("decode", "both") else None,
+        )
 
     def _map_image(self, dataset_dict: dict[str, Any], *, flip: bool) -> dict[str, Any]:
         image = read_image(dataset_dict["file_name"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,31 @@ class DecodedNames:
 
     names: CategoryNames
     scores: torch.Tensor
+
+
+class CandidateTrie(TokenTrie):
+    """Allowed names as a trie of their tokens.
+
+    Attributes:
+        names: the allowed names.
+        longest: tokens of the longest one, its final period included.
+    """
+
+    def __init__(self, names: Sequence[str], sequences: Sequence[Sequence[int]]) -> None:
+        """
+        Args:
+            names: V names; of names that are spelled alike the first one is meant.
+            sequences: their tokens, each with its final period.
+        """
+        super().__init__(sequences)
+        self.names = tuple(names)
+        self.longest = max(len(sequence) for sequence in sequences)
+
+    def spell(self, tokens: Sequence[int]) -> str:
+        """The name that tokens complete, as it was given."""
+        leaf = self.leaf(tokens)
+        assert leaf is not None, f"The tokens {list(tokens)} complete no candidate."
+        return self.names[leaf]
 
 
 class CategoryDecoder:
@@ -87,14 +113,15 @@ class CategoryDecoder:
 
     @torch.no_grad()
     def generate(
-        self, lmm: LMMBackbone, embeddings: torch.Tensor, trie: TokenTrie | None = None
+        self, lmm: LMMBackbone, embeddings: torch.Tensor, trie: CandidateTrie | None = None
     ) -> DecodedNames:
         """Greedy names of all candidates at once, with a KV cache whose prefix is shared.
 
         Args:
             lmm: the language model.
             embeddings: (K, D), K may be 0.
-            trie: allowed names (`candidate_trie`), or None for free generation.
+            trie: allowed names (`candidate_trie`), or None for free generation. Every name is
+                then one of them, spelled as it was given, however long.
         """
         if not len(embeddings):
             return DecodedNames(CategoryNames([]), embeddings.new_zeros(0, dtype=torch.float32))
@@ -105,23 +132,24 @@ class CategoryDecoder:
         log_probs = torch.zeros(count, device=embeddings.device)
         running = torch.ones(count, dtype=torch.bool, device=embeddings.device)
         lengths = torch.zeros_like(log_probs)
-        for _ in range(self.max_tokens):
+        for _ in range(self.max_tokens if trie is None else trie.longest):
             choices = self._log_probs(lmm, states, tokens, trie)  # (K, V)
             best, token = choices.max(dim=1)
             log_probs += torch.where(running, best, 0)
             lengths += running
             token = torch.where(running, token, self.stop_tokens[1])
             tokens = torch.cat([tokens, token[:, None]], dim=1)
-            running &= ~torch.isin(token, torch.tensor(self.stop_tokens, device=token.device))
+            running &= ~self._complete(tokens, trie)
             if not running.any():
                 break
             words = lmm.embed_tokens(token[:, None]).to(states.dtype)
             states = lmm.run_text(words, cache)[:, -1]
-        return DecodedNames(self._spell(tokens), log_probs / lengths)
+        return DecodedNames(self._spell(tokens, trie), log_probs / lengths)
 
-    def candidate_trie(self, candidates: list[str]) -> TokenTrie:
-        """Trie of the token sequences of allowed names, for constrained generation."""
-        return TokenTrie([encode_name(self.tokenizer, name)[:-1] for name in candidates])
+    def candidate_trie(self, candidates: Sequence[str]) -> CandidateTrie:
+        """Trie of allowed names, for constrained generation."""
+        sequences = [encode_name(self.tokenizer, name)[:-1] for name in candidates]
+        return CandidateTrie(candidates, sequences)
 
     def _splice(self, lmm: LMMBackbone, embeddings: torch.Tensor) -> torch.Tensor:
         """Whole prompts (K, L, D)."""
@@ -147,7 +175,11 @@ class CategoryDecoder:
         return cache
 
     def _log_probs(
-        self, lmm: LMMBackbone, states: torch.Tensor, tokens: torch.Tensor, trie: TokenTrie | None
+        self,
+        lmm: LMMBackbone,
+        states: torch.Tensor,
+        tokens: torch.Tensor,
+        trie: CandidateTrie | None,
     ) -> torch.Tensor:
         logits = lmm.logits(states).float()
         # Rows beyond the tokenizer's own are padding of the embedding, never a word.
@@ -159,7 +191,16 @@ class CategoryDecoder:
             logits = logits.masked_fill(~allowed, -torch.inf)
         return logits.log_softmax(dim=1)
 
-    def _spell(self, tokens: torch.Tensor) -> CategoryNames:
+    def _complete(self, tokens: torch.Tensor, trie: CandidateTrie | None) -> torch.Tensor:
+        """Which names are finished, bool (K,). A candidate may have a period in its middle."""
+        if trie is not None:
+            finished = [not trie.allowed(row) for row in tokens.tolist()]
+            return torch.tensor(finished, device=tokens.device)
+        return torch.isin(tokens[:, -1], torch.tensor(self.stop_tokens, device=tokens.device))
+
+    def _spell(self, tokens: torch.Tensor, trie: CandidateTrie | None) -> CategoryNames:
+        if trie is not None:
+            return CategoryNames([trie.spell(row) for row in tokens.tolist()])
         names = []
         for row in tokens.tolist():
             stop = next((i for i, t in enumerate(row) if t in self.stop_tokens), len(row))

@@ -2,66 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.structures import Instances
 
 from rose_d2.layers.nms import mask_nms
 from rose_d2.modeling.backbone.lmm import LMMBackbone
-from rose_d2.modeling.category_decoder import CategoryDecoder
+from rose_d2.modeling.category_decoder import CandidateTrie, CategoryDecoder
+from rose_d2.modeling.inference_settings import InferenceSettings
+from rose_d2.modeling.mapping_rules import MAPPING_RULES
+from rose_d2.modeling.mask_candidates import classes_at
 from rose_d2.modeling.mask_head.sam_mask_head import SAMMaskHead
+from rose_d2.modeling.panoptic_inference import panoptic_inference, panoptic_levels
 from rose_d2.modeling.patch_analyzer.patch_analyzer import StandardPatchAnalyzer
-from rose_d2.modeling.patch_analyzer.selection import select_patches
+from rose_d2.modeling.patch_analyzer.selection import patches_touching, select_patches
 from rose_d2.modeling.patch_analyzer.super_patch import ANY_ROLE, STUFF_ROLE
-from rose_d2.modeling.postprocessing import (
-    instance_inference,
-    panoptic_inference,
-    referring_inference,
-    semantic_inference,
-)
+from rose_d2.modeling.postprocessing import instance_inference, referring_inference
+from rose_d2.modeling.semantic_inference import semantic_inference
 from rose_d2.modeling.vocabulary import CategoryVocabulary
+from rose_d2.structures.patch_grid import PatchGrid
 from rose_d2.structures.query_proposals import QueryProposals
 
 # The leaf of a candidate list for everything that is none of the candidates.
 OTHER_NAME = "other"
-# Masks of larger images are compared at this longest side, in pixels, to bound memory.
-NMS_LONGEST_SIDE = 512
-
-
-@dataclass(frozen=True)
-class InferenceSettings:
-    """The TEST keys, see `rose_d2/config.py`."""
-
-    top_k: int
-    top_k_stuff: int
-    score_thresh: float
-    nms_thresh: float
-    nms_class_aware: bool
-    non_object_score: float
-    semantic_merge: str
-    panoptic_score_thresh: float
-    panoptic_overlap_thresh: float
-    multi_target: bool
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> InferenceSettings:
-        """Read the TEST group."""
-        test = cfg.TEST
-        return cls(
-            top_k=test.TOP_K,
-            top_k_stuff=test.TOP_K_STUFF,
-            score_thresh=test.SCORE_THRESH,
-            nms_thresh=test.NMS.THRESH,
-            nms_class_aware=test.NMS.CLASS_AWARE,
-            non_object_score=test.SEMANTIC.NON_OBJECT_SCORE,
-            semantic_merge=test.SEMANTIC.MERGE,
-            panoptic_score_thresh=test.PANOPTIC.SCORE_THRESH,
-            panoptic_overlap_thresh=test.PANOPTIC.OVERLAP_THRESH,
-            multi_target=test.REFERRING.MULTI_TARGET,
-        )
+# Tasks that ask for one region and are answered with one mask, whatever its score.
+ONE_MASK_TASKS = ("referring", "refinement", "region")
+# Fields of the candidates that only inference itself needs.
+_INTERNAL_FIELDS = ("low_res_masks", "category_embeddings", "siglip_embeddings")
 
 
 class Inference:
@@ -71,15 +40,23 @@ class Inference:
     Nothing of the answer is in the prompt.
     """
 
-    def __init__(self, settings: InferenceSettings, category_decoder: CategoryDecoder) -> None:
+    def __init__(
+        self,
+        settings: InferenceSettings,
+        category_decoder: CategoryDecoder,
+        make_vocabulary: Callable[[Metadata], CategoryVocabulary],
+    ) -> None:
         """
         Args:
             settings: thresholds and counts.
             category_decoder: names from embeddings.
+            make_vocabulary: classes of a dataset from its metadata.
         """
         self.settings = settings
         self.category_decoder = category_decoder
+        self._make_vocabulary = make_vocabulary
         self._vocabularies: dict[str, CategoryVocabulary] = {}
+        self._last_trie: CandidateTrie | None = None
 
     def __call__(
         self,
@@ -93,7 +70,7 @@ class Inference:
         """One output dict per input, at its original size (see `ROSE.forward`)."""
         outputs = []
         for index, item in enumerate(batched_inputs):
-            patches = self._select(proposals, index, item["task"])
+            patches = self._select(proposals, index, item, backbone.grid)
             predictions = analyzer.embed(proposals, index, patches)
             input_size = tuple(item["sam_image"].shape[-2:])
             embedding = image_embeddings[index : index + 1]
@@ -104,75 +81,9 @@ class Inference:
             candidates.pred_roles = self._roles(proposals, patches)
             candidates.pred_patches = patches
             candidates.category_embeddings = predictions.category_embeddings
-            outputs.append(self._finish(self._name(candidates, item, backbone, mask_head), item))
+            candidates.siglip_embeddings = predictions.siglip_embeddings
+            outputs.append(self._finish(candidates, item, backbone, mask_head))
         return outputs
-
-    def _select(self, proposals: QueryProposals, index: int, task: str) -> torch.Tensor:
-        settings = self.settings
-        logits = proposals.objectness_logits[index]
-        if task == "referring" and not settings.multi_target:
-            return select_patches(logits, proposals.roles, top_k=1)
-        kept = select_patches(logits, proposals.roles, settings.top_k, settings.top_k_stuff)
-        # The threshold does not depend on names, so what it drops need not be named.
-        return kept[logits[kept].float().sigmoid() >= settings.score_thresh]
-
-    @staticmethod
-    def _roles(proposals: QueryProposals, patches: torch.Tensor) -> torch.Tensor:
-        if proposals.roles is None:
-            return torch.full_like(patches, ANY_ROLE)
-        return proposals.roles[patches]
-
-    def _name(
-        self, candidates: Instances, item: dict, backbone: LMMBackbone, mask_head: SAMMaskHead
-    ) -> Instances:
-        """Drop duplicates, spell the names, look up their classes and draw the masks full size."""
-        settings = self.settings
-        if not settings.nms_class_aware:
-            candidates = candidates[self._nms(candidates, item, mask_head)]
-        allowed = item.get("candidates")
-        decoder = self.category_decoder
-        trie = decoder.candidate_trie([*allowed, OTHER_NAME]) if allowed else None
-        decoded = decoder.generate(backbone, candidates.category_embeddings, trie)
-        candidates.pred_category_names = decoded.names
-        candidates.name_scores = decoded.scores
-        candidates.pred_classes = self._classes(candidates, item)
-        if allowed:
-            named = torch.tensor([name != OTHER_NAME for name in decoded.names], dtype=torch.bool)
-            candidates = candidates[named.to(candidates.scores.device)]
-        if settings.nms_class_aware:
-            names = list(candidates.pred_category_names)
-            ids = torch.tensor([names.index(name) for name in names], dtype=torch.long)
-            candidates = candidates[self._nms(candidates, item, mask_head, ids)]
-        candidates.mask_logits = mask_head.upscale(
-            candidates.low_res_masks, tuple(item["sam_image"].shape[-2:]), candidates.image_size
-        )
-        candidates.remove("low_res_masks")
-        candidates.remove("category_embeddings")
-        return candidates
-
-    def _nms(
-        self,
-        candidates: Instances,
-        item: dict,
-        mask_head: SAMMaskHead,
-        classes: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Positions kept by mask NMS, on copies of a size that does not grow with the image."""
-        shrink = min(1.0, NMS_LONGEST_SIDE / max(candidates.image_size))
-        size = tuple(max(1, round(side * shrink)) for side in candidates.image_size)
-        logits = mask_head.upscale(
-            candidates.low_res_masks, tuple(item["sam_image"].shape[-2:]), size
-        )
-        if classes is not None:
-            classes = classes.to(logits.device)
-        return mask_nms(logits > 0, candidates.scores, self.settings.nms_thresh, classes)
-
-    def _classes(self, candidates: Instances, item: dict) -> torch.Tensor:
-        vocabulary = self.vocabulary(item.get("dataset_name"))
-        device = candidates.scores.device
-        if vocabulary is None:
-            return torch.full((len(candidates),), -1, device=device)
-        return vocabulary.map_names(list(candidates.pred_category_names)).class_ids.to(device)
 
     def vocabulary(self, dataset_name: str | None) -> CategoryVocabulary | None:
         """Classes of a registered dataset, None where no dataset is named."""
@@ -180,31 +91,149 @@ class Inference:
             return None
         if dataset_name not in self._vocabularies:
             metadata = MetadataCatalog.get(dataset_name)
-            self._vocabularies[dataset_name] = CategoryVocabulary.from_metadata(metadata)
+            self._vocabularies[dataset_name] = self._make_vocabulary(metadata)
         return self._vocabularies[dataset_name]
 
-    def _finish(self, candidates: Instances, item: dict) -> dict:
+    def _select(
+        self, proposals: QueryProposals, index: int, item: dict, grid: PatchGrid
+    ) -> torch.Tensor:
+        settings, task = self.settings, item["task"]
+        logits = proposals.objectness_logits[index]
+        if task in ONE_MASK_TASKS and not self._is_multi_target(task):
+            if "answer_box" in item:
+                outside = ~patches_touching(grid, item["answer_box"]).to(logits.device)
+                logits = logits.masked_fill(outside, -torch.inf)
+            return select_patches(logits, proposals.roles, top_k=1)
+        kept = select_patches(logits, proposals.roles, settings.top_k, settings.top_k_stuff)
+        return kept[logits[kept].float().sigmoid() >= settings.objectness_floor(task)]
+
+    def _is_multi_target(self, task: str) -> bool:
+        return task == "referring" and self.settings.multi_target
+
+    @staticmethod
+    def _roles(proposals: QueryProposals, patches: torch.Tensor) -> torch.Tensor:
+        if proposals.roles is None:
+            return torch.full_like(patches, ANY_ROLE)
+        return proposals.roles[patches]
+
+    def _finish(
+        self, candidates: Instances, item: dict, backbone: LMMBackbone, mask_head: SAMMaskHead
+    ) -> dict:
+        """Drop duplicates, spell the names, look up their classes and write the outputs."""
+        class_aware = self.settings.nms_class_aware
+        if not class_aware:
+            candidates = self._suppress(candidates, item, mask_head)
+        candidates = self._name(candidates, item, backbone)
+        if class_aware:
+            candidates = self._suppress(candidates, item, mask_head)
+        self._classify(candidates, item)
+        candidates.mask_logits = mask_head.upscale(
+            candidates.low_res_masks, tuple(item["sam_image"].shape[-2:]), candidates.image_size
+        )
+        for field in _INTERNAL_FIELDS:
+            candidates.remove(field)
+        return self._outputs(candidates, item)
+
+    def _suppress(self, candidates: Instances, item: dict, mask_head: SAMMaskHead) -> Instances:
+        """Mask NMS, on copies of a size that does not grow with the image.
+
+        Names, where there are any already, keep candidates of different names apart.
+        """
+        longest = self.settings.nms_longest_side
+        shrink = min(1.0, longest / max(candidates.image_size))
+        size = tuple(max(1, round(side * shrink)) for side in candidates.image_size)
+        logits = mask_head.upscale(
+            candidates.low_res_masks, tuple(item["sam_image"].shape[-2:]), size
+        )
+        kinds = None
+        if candidates.has("pred_category_names"):
+            names = list(candidates.pred_category_names)
+            first = [names.index(name) for name in names]
+            kinds = torch.tensor(first, dtype=torch.long, device=logits.device)
+        return candidates[mask_nms(logits > 0, candidates.scores, self.settings.nms_thresh, kinds)]
+
+    def _name(self, candidates: Instances, item: dict, backbone: LMMBackbone) -> Instances:
+        """Spell the names; what is none of the allowed ones drops out."""
+        allowed = _allowed_names(item)
+        trie = self._trie(allowed) if allowed else None
+        decoded = self.category_decoder.generate(backbone, candidates.category_embeddings, trie)
+        candidates.pred_category_names = decoded.names
+        candidates.name_scores = decoded.scores
+        if OTHER_NAME not in allowed or OTHER_NAME in item["candidates"]:
+            return candidates
+        chosen = torch.tensor([name != OTHER_NAME for name in decoded.names], dtype=torch.bool)
+        return candidates[chosen.to(candidates.scores.device)]
+
+    def _trie(self, names: tuple[str, ...]) -> CandidateTrie:
+        """For all images of a dataset, or of a folder in the demo, it is the same one."""
+        if self._last_trie is None or self._last_trie.names != names:
+            self._last_trie = self.category_decoder.candidate_trie(names)
+        return self._last_trie
+
+    def _classify(self, candidates: Instances, item: dict) -> None:
+        """Set `pred_classes` at the headline level and, for dense tasks, what all rules say."""
+        vocabulary = self.vocabulary(item.get("dataset_name"))
+        device = candidates.scores.device
+        if vocabulary is None:
+            candidates.pred_classes = torch.full((len(candidates),), -1, device=device)
+            return
+        class_ids, rules = vocabulary.map_names(
+            list(candidates.pred_category_names),
+            candidates.siglip_embeddings if vocabulary.wants_embeddings else None,
+        )
+        rule_ids = [MAPPING_RULES.index(rule) for rule in rules]
+        candidates.mapped_classes = class_ids.to(device)
+        candidates.mapping_rules = torch.tensor(rule_ids, dtype=torch.long, device=device)
+        candidates.pred_classes = classes_at(candidates, self.settings.headline_level)
+        if item["task"] in ONE_MASK_TASKS:
+            candidates.remove("mapped_classes")
+            candidates.remove("mapping_rules")
+
+    def _outputs(self, candidates: Instances, item: dict) -> dict:
         settings = self.settings
         task = item["task"]
-        if task == "referring":
+        if task in ONE_MASK_TASKS:
             return referring_inference(
                 candidates,
-                multi_target=settings.multi_target,
+                multi_target=self._is_multi_target(task),
                 score_threshold=settings.score_thresh,
                 nms_threshold=settings.nms_thresh,
             )
         vocabulary = self.vocabulary(item.get("dataset_name"))
         output: dict = {"instances": instance_inference(candidates, settings.score_thresh)}
         if task == "semantic" and vocabulary is not None:
-            output["sem_seg"] = semantic_inference(
-                candidates, len(vocabulary), settings.non_object_score, settings.semantic_merge
+            output |= semantic_inference(
+                candidates,
+                vocabulary.levels,
+                settings.headline_level,
+                len(vocabulary),
+                settings.non_object_score,
+                settings.semantic_merge,
             )
         if task == "panoptic":
-            output["panoptic_seg"] = panoptic_inference(
-                candidates,
-                score_threshold=settings.panoptic_score_thresh,
-                overlap_threshold=settings.panoptic_overlap_thresh,
-                stuff_role=STUFF_ROLE,
-                is_thing=None if vocabulary is None else vocabulary.is_thing,
-            )
+            output |= self._panoptic(candidates, vocabulary)
         return output
+
+    def _panoptic(self, candidates: Instances, vocabulary: CategoryVocabulary | None) -> dict:
+        settings = self.settings
+        options = {
+            "score_threshold": settings.panoptic_score_thresh,
+            "overlap_threshold": settings.panoptic_overlap_thresh,
+            "stuff_role": STUFF_ROLE,
+        }
+        if vocabulary is None:
+            return {"panoptic_seg": panoptic_inference(candidates, **options)}
+        levels = panoptic_levels(
+            candidates, vocabulary.levels, is_thing=vocabulary.is_thing, **options
+        )
+        return {**levels[settings.headline_level], "levels": levels}
+
+
+def _allowed_names(item: dict) -> tuple[str, ...]:
+    """The names that decoding may spell for an input, () for any."""
+    # A referring expression already says what its answer is.
+    if item["task"] == "referring" or not item.get("candidates"):
+        return ()
+    # The one answer of the other tasks about one region cannot be rejected.
+    leaves = () if item["task"] in ONE_MASK_TASKS else (OTHER_NAME,)
+    return tuple(dict.fromkeys([*item["candidates"], *leaves]))

@@ -8,12 +8,13 @@ from rose_d2.data.dataset_mapper import RoseDatasetMapper
 from rose_d2.data.image_io import ImageReadError
 
 
-def _mapper(is_train=True, flip_prob=0.0):
+def _mapper(is_train=True, flip_prob=0.0, candidates=""):
     cfg = get_cfg()
     add_rose_config(cfg)
     cfg.MODEL.LMM.IMAGE_SIZE = 20
     cfg.MODEL.MASK_HEAD.IMAGE_SIZE = 32
     cfg.INPUT.FLIP_PROB = flip_prob
+    cfg.TEST.CANDIDATES = candidates
     return RoseDatasetMapper(cfg, is_train=is_train)
 
 
@@ -89,6 +90,45 @@ def test_test_item_passes_on_candidates(records):
     item = _mapper(is_train=False)({**records["instance"], "candidates": ["dog", "cat"]})
     assert item["candidates"] == ["dog", "cat"]
     assert item["conversation"].instruction.endswith("from: dog, cat.")
+
+
+@pytest.mark.parametrize(
+    ("mode", "listed", "allowed"),
+    [("", False, False), ("prompt", True, False), ("decode", False, True), ("both", True, True)],
+)
+@pytest.mark.parametrize(
+    ("task", "names"),
+    [
+        ("instance", ["dog", "cat", "red car"]),
+        ("semantic", ["dog", "cat", "red car", "sky", "grass"]),
+        ("panoptic", ["dog", "cat", "red car", "sky", "grass"]),
+    ],
+)
+def test_classes_are_listed_or_confine_names_by_mode(records, task, names, mode, listed, allowed):
+    free = _mapper(is_train=False)(records[task])["conversation"].instruction
+    item = _mapper(is_train=False, candidates=mode)(records[task])
+    clause = f" Please choose the category names from: {', '.join(names)}."
+    assert item["conversation"].instruction == free + (clause if listed else "")
+    assert item.get("candidates") == (names if allowed else None)
+
+
+def test_referring_takes_no_candidates(records):
+    free = _mapper(is_train=False)(records["referring"])
+    item = _mapper(is_train=False, candidates="both")(records["referring"])
+    assert item["conversation"] == free["conversation"]
+    assert "candidates" not in item
+
+
+def test_a_samples_own_candidates_come_first(records):
+    record = {**records["instance"], "candidates": ["zebra"]}
+    item = _mapper(is_train=False, candidates="prompt")(record)
+    assert item["candidates"] == ["zebra"]
+    assert item["conversation"].instruction.endswith("from: zebra.")
+
+
+def test_unknown_candidate_mode_is_refused(records):
+    with pytest.raises(ValueError, match="TEST.CANDIDATES is 'all'"):
+        _mapper(is_train=False, candidates="all")
 
 
 def test_unknown_task_is_refused(records):

@@ -59,13 +59,35 @@ def test_no_candidates_give_no_names(lmm, decoder):
     assert decoded.scores.shape == (0,)
 
 
-def test_constrained_names_are_always_candidates(lmm, tiny_cfg):
-    decoder = CategoryDecoder(lmm.tokenizer, max_tokens=16)
-    candidates = ["dog", "red car", "red", "other"]
+def test_constrained_names_are_always_candidates(lmm, decoder):
+    """Also those longer than max_tokens, with a period inside, or spelled like another."""
+    candidates = ["dog", "red car", "red", "St. Bernard", "a very long name of a dog", "other"]
     trie = decoder.candidate_trie(candidates)
+    assert trie.longest > decoder.max_tokens
     torch.manual_seed(1)
-    decoded = decoder.generate(lmm, torch.randn(12, lmm.hidden_size) * 5, trie)
+    decoded = decoder.generate(lmm, torch.randn(40, lmm.hidden_size) * 5, trie)
     assert set(decoded.names) <= set(candidates)
+    for name in candidates:
+        decoded = decoder.generate(
+            lmm, torch.zeros(2, lmm.hidden_size), decoder.candidate_trie([name])
+        )
+        assert list(decoded.names) == [name, name]
+        # Nothing else was possible.
+        torch.testing.assert_close(decoded.scores, torch.zeros(2))
+
+
+def test_a_constrained_name_is_scored_among_the_candidates(lmm, decoder):
+    torch.manual_seed(3)
+    embedding = torch.randn(lmm.hidden_size)
+    dog, cat = (encode_name(lmm.tokenizer, name)[:-1] for name in ("dog", "cat"))
+    # The first token decides; the others and the period are certain.
+    assert dog[0] != cat[0] and len(dog) == len(cat)
+    with torch.no_grad():
+        decoded = decoder.generate(lmm, embedding[None], decoder.candidate_trie(["dog", "cat"]))
+        logits = states_without_cache(lmm, decoder, embedding, [])
+    shares = logits[[dog[0], cat[0]]].log_softmax(0)
+    assert decoded.names[0] == ("dog", "cat")[int(shares.argmax())]
+    torch.testing.assert_close(decoded.scores[0], shares.max() / len(dog), atol=1e-5, rtol=1e-4)
 
 
 def test_loss_is_the_mean_cross_entropy_of_name_period_and_end(lmm, decoder):

@@ -102,9 +102,11 @@ class LlavaOneVisionBackbone(LMMBackbone):
         images: torch.Tensor,
         prior_masks: torch.Tensor,
         prompts: list[EncodedPrompt],
+        patches: torch.Tensor | None = None,
     ) -> LMMOutput:
         """See `LMMBackbone.forward`."""
-        patches = self.encode_image(images, prior_masks)  # (B, P, D)
+        if patches is None:
+            patches = self.encode_image(images, prior_masks)  # (B, P, D)
         inputs, prompt_lengths, lengths = self._join(patches, prompts)  # (B, L, D)
         states = self._run_joined(inputs, prompt_lengths, lengths)  # (B, L, D)
         starts = [len(prompt.before) for prompt in prompts]
@@ -114,15 +116,7 @@ class LlavaOneVisionBackbone(LMMBackbone):
         return LMMOutput(patch_features, *self._predict_responses(states, prompt_lengths, prompts))
 
     def encode_image(self, images: torch.Tensor, prior_masks: torch.Tensor) -> torch.Tensor:
-        """Pixels to the language model's width.
-
-        Args:
-            images: (B, 3, I, I), RGB in 0..255.
-            prior_masks: (B, 1, I, I), 0 or 1.
-
-        Returns:
-            (B, P, D) projected states of SigLIP before its last layer norm.
-        """
+        """See `LMMBackbone.encode_image`: projected states of SigLIP before its last norm."""
         normalised = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         pixels = torch.cat([normalised, prior_masks.to(normalised.dtype)], dim=1)  # (B, 4, I, I)
         dtype = self.vision_tower.embeddings.patch_embedding.weight.dtype

@@ -49,6 +49,7 @@ class LMMBackbone(Backbone):
         images: torch.Tensor,
         prior_masks: torch.Tensor,
         prompts: list[EncodedPrompt],
+        patches: torch.Tensor | None = None,
     ) -> LMMOutput:
         """Run images and prompts.
 
@@ -56,6 +57,20 @@ class LMMBackbone(Backbone):
             images: (B, 3, I, I), RGB in 0..255.
             prior_masks: (B, 1, I, I), 0 or 1.
             prompts: B encoded prompts, with responses where they are to be learnt.
+            patches: (B, P, D), what `encode_image` made of the images and prior masks before;
+                None encodes them now.
+        """
+
+    @abstractmethod
+    def encode_image(self, images: torch.Tensor, prior_masks: torch.Tensor) -> torch.Tensor:
+        """Pixels to the language model's width, before any words.
+
+        Args:
+            images: (B, 3, I, I), RGB in 0..255.
+            prior_masks: (B, 1, I, I), 0 or 1.
+
+        Returns:
+            (B, P, D).
         """
 
     @abstractmethod

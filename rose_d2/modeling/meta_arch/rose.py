@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,16 +12,18 @@ from torch import nn
 
 from rose_d2.modeling.backbone.lmm import LMMBackbone, LMMOutput
 from rose_d2.modeling.category_decoder import CategoryDecoder
-from rose_d2.modeling.criterion import LossWeights, RoseCriterion
-from rose_d2.modeling.inference import Inference, InferenceSettings
+from rose_d2.modeling.inference import Inference
+from rose_d2.modeling.inference_settings import InferenceSettings
 from rose_d2.modeling.mask_head.build import build_mask_head
-from rose_d2.modeling.patch_analyzer.assignment import NegativeCounts, PatchAssigner
 from rose_d2.modeling.patch_analyzer.build import build_patch_analyzer
-from rose_d2.modeling.patch_analyzer.super_patch import SuperPatchLayout
+from rose_d2.modeling.refinement_prompt import RefinementPrompt
 from rose_d2.modeling.response_decoder import ResponseDecoder
 from rose_d2.modeling.supervision import Supervisor
+from rose_d2.modeling.supervision_build import build_supervisor
 from rose_d2.modeling.text_embeddings import TextEmbeddingBank
+from rose_d2.modeling.vocabulary_build import build_vocabulary
 from rose_d2.prompts.conversation import EncodedPrompt, encode_image_prompt
+from rose_d2.structures.image_features import ImageFeatures, stack_features
 from rose_d2.structures.query_proposals import QueryProposals
 
 
@@ -38,6 +41,7 @@ class ROSE(nn.Module):
         supervisor: Supervisor,
         inference: Inference,
         response_decoder: ResponseDecoder | None,
+        refinement_prompt: RefinementPrompt,
         image_first: bool,
         trainable_parts: dict[str, bool],
         bases: dict[str, str] | None = None,
@@ -50,6 +54,7 @@ class ROSE(nn.Module):
             supervisor: losses from proposals and ground truth.
             inference: outputs from proposals.
             response_decoder: writes the text response at inference, or None.
+            refinement_prompt: how a prior mask is shown to the LMM.
             image_first: the image before the instruction in every prompt.
             trainable_parts: which parts train, by part name; LoRA always does.
             bases: see `base_revisions`.
@@ -61,6 +66,7 @@ class ROSE(nn.Module):
         self.supervisor = supervisor
         self.inference = inference
         self.response_decoder = response_decoder
+        self.refinement_prompt = refinement_prompt
         self.image_first = image_first
         self._bases = dict(bases or {})
         self._freeze(trainable_parts)
@@ -73,13 +79,16 @@ class ROSE(nn.Module):
         shape = backbone.output_shape()["patch_features"]
         decoder = CategoryDecoder(backbone.tokenizer, cfg.MODEL.CATEGORY_DECODER.MAX_TOKENS)
         responses = ResponseDecoder(backbone.tokenizer) if cfg.TEST.GENERATE_RESPONSE else None
+        bank = TextEmbeddingBank.from_config(cfg)
+        make_vocabulary = partial(build_vocabulary, cfg.clone(), bank=bank)
         return {
             "backbone": backbone,
             "patch_analyzer": build_patch_analyzer(cfg, shape, mask_head.prompt_dim),
             "mask_head": mask_head,
-            "supervisor": build_supervisor(cfg, backbone, decoder),
-            "inference": Inference(InferenceSettings.from_config(cfg), decoder),
+            "supervisor": build_supervisor(cfg, backbone, decoder, bank),
+            "inference": Inference(InferenceSettings.from_config(cfg), decoder, make_vocabulary),
             "response_decoder": responses,
+            "refinement_prompt": RefinementPrompt(cfg.MODEL.REFINEMENT.PROMPT),
             "image_first": cfg.MODEL.LMM.IMAGE_FIRST,
             "trainable_parts": {k.lower(): v for k, v in cfg.MODEL.TRAINABLE.items()},
             "bases": _pretrained_bases(cfg, backbone),
@@ -98,20 +107,32 @@ class ROSE(nn.Module):
 
                 * image: uint8 (3, I, I), RGB, the LMM's square view;
                 * sam_image: uint8 (3, h, w), RGB, SAM's view before padding;
-                * prior_mask: float (1, I, I), 0 or 1 (optional);
+                * prior_mask: float (1, I, I), 0 or 1 (optional), see `RefinementPrompt`;
                 * conversation, task, height, width (the original size);
                 * dataset_name: fixes the vocabulary (optional at inference);
-                * candidates: class candidates (optional, inference);
+                * candidates: the only names that decoding may spell; dense candidates that fit none
+                  of them drop out (optional, inference). Listing them to the model as well is
+                  the conversation's business;
+                * answer_box: (x1, y1, x2, y2) in 0-999, where the answering patch must lie (tasks
+                  with one answer; optional, inference);
+                * features: what `encode` made of image, sam_image and prior_mask; used if every
+                  item has them (optional, inference);
                 * instances, negative_points, ignore_mask: ground truth (training).
 
         Returns:
             In training, scalars by loss name. Otherwise B dicts at the original size:
 
             * "instances": Instances with pred_masks (N, H, W), pred_boxes, scores, pred_classes
-              (-1: no class), pred_category_names, name_scores, pred_roles, pred_patches;
+              (at the level TEST.VOCABULARY.LEVEL; -1: no class), pred_category_names,
+              name_scores, pred_roles, pred_patches; for dense tasks with a vocabulary also
+              mapped_classes (by any rule) and mapping_rules (indices into MAPPING_RULES);
             * "sem_seg": (C + 1, H, W) scores (semantic task, with a vocabulary);
             * "panoptic_seg": (id map (H, W), segments_info) (panoptic task);
-            * "ref_seg" (H, W) bool, "ref_patch", "ref_score" (referring task);
+            * "levels": what counts at each level of name mapping (both tasks, with a
+              vocabulary): level -> {"sem_seg_labels": int16 (H, W), C = no object} or
+              {"panoptic_seg"}, one dict for consecutive levels that do not differ;
+            * "ref_seg" (H, W) bool, "ref_patch", "ref_score" (referring, refinement,
+              region);
             * "text": the response, if TEST.GENERATE_RESPONSE.
         """
         lmm_output, proposals, sam_features = self.perceive(batched_inputs)
@@ -138,10 +159,24 @@ class ROSE(nn.Module):
         Returns:
             What the LMM says, the candidates of every image, and SAM's features (B, E, g, g).
         """
-        lmm_output = self.backbone(*self._lmm_inputs(batched_inputs))
+        patches, sam_features = stack_features([item.get("features") for item in batched_inputs])
+        lmm_output = self.backbone(*self._lmm_inputs(batched_inputs), patches)
         proposals = self.patch_analyzer.propose(lmm_output)
-        sam_features = self.mask_head.encode([item["sam_image"] for item in batched_inputs])
+        if sam_features is None:
+            sam_features = self.mask_head.encode([item["sam_image"] for item in batched_inputs])
         return lmm_output, proposals, sam_features
+
+    def encode(self, item: dict, known: ImageFeatures | None = None) -> ImageFeatures:
+        """Features of one image, to be handed in again as `features` with any words.
+
+        Args:
+            item: one of `batched_inputs`, see `forward`.
+            known: features of the same image under another prior mask; SAM's are taken over.
+        """
+        images, prior_masks, _ = self._lmm_inputs([item])
+        (patches,) = self.backbone.encode_image(images, prior_masks)  # (P, D)
+        sam = self.mask_head.encode([item["sam_image"]])[0] if known is None else known.sam
+        return ImageFeatures(patches, sam)
 
     def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Named parameters by part, trainable or not; what no output depends on is left out."""
@@ -176,7 +211,8 @@ class ROSE(nn.Module):
             encode_image_prompt(self.backbone.tokenizer, item["conversation"], self.image_first)
             for item in batched_inputs
         ]
-        return images, priors.to(self.device), prompts
+        pixels, priors = self.refinement_prompt(images, priors.to(self.device))
+        return pixels, priors, prompts
 
     def _freeze(self, trainable: dict[str, bool]) -> None:
         """Train what is switched on, and LoRA; freeze everything else."""
@@ -184,27 +220,6 @@ class ROSE(nn.Module):
         for name, parameters in self.parts().items():
             for _, parameter in parameters:
                 parameter.requires_grad_(name == "lora" or trainable[name])
-
-
-def build_supervisor(cfg: CfgNode, backbone: LMMBackbone, decoder: CategoryDecoder) -> Supervisor:
-    """The training half, from MODEL.SUPER_PATCH and MODEL.ROSE."""
-    rose = cfg.MODEL.ROSE
-    super_patch = cfg.MODEL.SUPER_PATCH
-    weights = LossWeights(**{name.lower(): value for name, value in rose.LOSS_WEIGHT.items()})
-    return Supervisor(
-        assigner=PatchAssigner(
-            backbone.grid,
-            SuperPatchLayout(super_patch.LAYOUT, super_patch.SCALE_BOUNDS),
-            super_patch.WINDOW,
-            NegativeCounts(
-                rose.NEGATIVES_WRONG_ROLE, rose.NEGATIVES_NOT_ASKED, rose.NEGATIVES_RANDOM
-            ),
-        ),
-        criterion=RoseCriterion(weights, rose.SIGLIP_TEMPERATURE),
-        category_decoder=decoder,
-        text_embeddings=TextEmbeddingBank.from_config(cfg),
-        max_pairs=rose.MAX_PAIRS,
-    )
 
 
 def check_segmentation_framework(cfg: CfgNode) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from rose_d2.modeling.patch_analyzer.super_patch import STUFF_ROLE
+from rose_d2.structures.patch_grid import PatchGrid
+from rose_d2.structures.refinement_request import BOX_SCALE, NormalisedBox
 
 
 def select_patches(
@@ -39,3 +41,19 @@ def select_patches(
     free = ~reserved
     kept = reserved | (free & (free.cumsum(0) <= top_k - int(reserved.sum())))
     return order[kept]
+
+
+def patches_touching(grid: PatchGrid, box: NormalisedBox) -> torch.Tensor:
+    """The patches that a box covers or touches, at least one.
+
+    Args:
+        grid: of the view.
+        box: (x1, y1, x2, y2), integers 0-999, as instructions write it.
+
+    Returns:
+        bool (P,).
+    """
+    centres = grid.centres() * BOX_SCALE  # (P, 2)
+    reach = BOX_SCALE / grid.side / 2
+    first, last = torch.tensor(box[:2]) - reach, torch.tensor(box[2:]) + reach
+    return ((centres >= first) & (centres <= last)).all(dim=1)

@@ -1,0 +1,229 @@
+"""Inference of a randomly initialised model: order, candidates and contents of the outputs."""
+
+import dataclasses
+
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+
+from rose_d2.modeling.inference_settings import InferenceSettings
+from rose_d2.modeling.mapping_rules import MAPPING_RULES
+from rose_d2.structures.category_names import CategoryNames
+
+# Longer than CATEGORY_DECODER.MAX_TOKENS, with a period in its middle, the start of another.
+CANDIDATES = ["dog", "red car", "St. Bernard dog, which saves people in the mountains", "dog house"]
+FIELDS = {
+    "pred_masks",
+    "pred_boxes",
+    "scores",
+    "pred_classes",
+    "pred_category_names",
+    "name_scores",
+    "pred_roles",
+    "pred_patches",
+}
+MAPPING_FIELDS = {"mapped_classes", "mapping_rules"}
+
+
+@pytest.fixture
+def panoptic_dataset():
+    """Name of a dataset whose classes a random model never spells by chance."""
+    metadata = MetadataCatalog.get("rose_test_toy_panoptic")
+    metadata.set(
+        thing_classes=["dog", "red car"],
+        stuff_classes=["dog", "red car", "grass"],
+        thing_dataset_id_to_contiguous_id={1: 0, 2: 1},
+        evaluator_type="coco_panoptic_seg",
+    )
+    yield "rose_test_toy_panoptic"
+    MetadataCatalog.remove("rose_test_toy_panoptic")
+
+
+@pytest.fixture
+def model(tiny_model):
+    return change(tiny_model.eval(), score_thresh=0.0, panoptic_score_thresh=0.0)
+
+
+def change(model, **settings):
+    """Replace settings of inference."""
+    model.inference.settings = dataclasses.replace(model.inference.settings, **settings)
+    return model
+
+
+def run(model, *inputs):
+    with torch.no_grad():
+        return model(list(inputs))
+
+
+def spell(model, *names):
+    """Let the decoder answer these names in turn, as often as needed; returns the tries it got."""
+    generate = model.inference.category_decoder.generate
+    tries = []
+
+    def spelling(lmm, embeddings, trie=None):
+        tries.append(trie)
+        decoded = generate(lmm, embeddings, trie)
+        count = len(decoded.names)
+        decoded.names = CategoryNames([names[i % len(names)] for i in range(count)])
+        return decoded
+
+    model.inference.category_decoder.generate = spelling
+    return tries
+
+
+class TestCandidates:
+    @pytest.mark.parametrize("task", ["instance", "semantic", "panoptic"])
+    def test_every_output_is_a_candidate(self, model, make_input, task):
+        item = make_input(task, candidates=CANDIDATES, dataset_name=None)
+        (output,) = run(model, item)
+        names = set(output["instances"].pred_category_names)
+        assert names and names <= set(CANDIDATES)
+        decoder = model.inference.category_decoder
+        assert decoder.candidate_trie(CANDIDATES).longest > decoder.max_tokens
+
+    def test_other_drops_out_unless_it_is_a_candidate_itself(self, model, make_input):
+        spell(model, "other", "dog")
+        (output,) = run(model, make_input(candidates=["dog"]))
+        assert set(output["instances"].pred_category_names) == {"dog"}
+        (output,) = run(model, make_input(candidates=["dog", "other"]))
+        assert set(output["instances"].pred_category_names) == {"dog", "other"}
+
+    def test_without_candidates_names_are_free(self, model, make_input):
+        (output,) = run(model, make_input(dataset_name=None))
+        assert not set(output["instances"].pred_category_names) & {*CANDIDATES, "other"}
+
+    def test_a_referring_answer_does_not_depend_on_candidates(self, model, make_input):
+        plain, given = run(
+            model, make_input("referring"), make_input("referring", candidates=["zebra"])
+        )
+        assert torch.equal(plain["ref_seg"], given["ref_seg"])
+        assert len(given["instances"]) == 1
+        assert plain["instances"].pred_category_names == given["instances"].pred_category_names
+
+    def test_a_refined_region_takes_one_of_the_candidates(self, model, make_input):
+        seen = spell(model, "zebra")
+        (output,) = run(model, make_input("refinement", candidates=["zebra", "dog"]))
+        assert list(output["instances"].pred_category_names) == ["zebra"]
+        # "other" is no way out, since there has to be an answer.
+        assert seen[0].names == ("zebra", "dog")
+
+
+class TestOutputs:
+    @pytest.mark.parametrize(
+        ("task", "fields"),
+        [
+            ("instance", FIELDS | MAPPING_FIELDS),
+            ("panoptic", FIELDS | MAPPING_FIELDS),
+            ("referring", FIELDS),
+        ],
+    )
+    def test_instances_carry_no_logits(self, model, make_input, task, fields):
+        (output,) = run(model, make_input(task))
+        assert set(output["instances"].get_fields()) == fields
+        assert output["instances"].pred_masks.dtype == torch.bool
+
+    def test_without_a_vocabulary_there_are_no_levels(self, model, make_input):
+        for task in ("semantic", "panoptic", "instance"):
+            (output,) = run(model, make_input(task, dataset_name=None))
+            assert "levels" not in output and "sem_seg" not in output
+            assert set(output["instances"].get_fields()) == FIELDS
+            assert (output["instances"].pred_classes == -1).all()
+
+    def test_classes_by_any_rule_and_at_the_headline_level(
+        self, model, make_input, panoptic_dataset
+    ):
+        change(model, headline_level="exact", nms_thresh=1.0)
+        spell(model, "Dogs", "grass", "blob")
+        (output,) = run(model, make_input("panoptic", dataset_name=panoptic_dataset))
+        instances = output["instances"]
+        assert len(instances) >= 3
+        expected = {
+            "Dogs": (0, "normalised", -1),
+            "grass": (2, "exact", 2),
+            "blob": (-1, "unmapped", -1),
+        }
+        for index, name in enumerate(instances.pred_category_names):
+            mapped, rule, headline = expected[name]
+            assert int(instances.mapped_classes[index]) == mapped
+            assert MAPPING_RULES[int(instances.mapping_rules[index])] == rule
+            assert int(instances.pred_classes[index]) == headline
+
+    def test_the_headline_is_one_of_the_levels(self, model, make_input, panoptic_dataset):
+        spell(model, "Dogs", "grass", "blob")
+        inputs = [
+            make_input(task, dataset_name=panoptic_dataset) for task in ("panoptic", "semantic")
+        ]
+        for level in ("exact", "synonym"):
+            change(model, headline_level=level)
+            panoptic, semantic = run(model, *inputs)
+            levels = panoptic["levels"]
+            assert list(levels)[:3] == ["exact", "normalised", "synonym"]
+            assert panoptic["panoptic_seg"] is levels[level]["panoptic_seg"]
+            labels = semantic["levels"][level]["sem_seg_labels"]
+            assert labels.shape == (96, 128)
+            assert torch.equal(labels.long(), semantic["sem_seg"].argmax(dim=0))
+            assert levels["normalised"] is levels["synonym"] is not levels["exact"]
+            assert semantic["levels"]["normalised"] is semantic["levels"]["synonym"]
+
+    def test_predicted_embeddings_reach_the_vocabulary_only_if_asked(self, model, make_input):
+        class Recorder:
+            seen = None
+            wants_embeddings = False
+
+            def map_names(self, names, embeddings=None):
+                self.seen = embeddings
+                return torch.full((len(names),), -1), ["unmapped"] * len(names)
+
+        recorder = Recorder()
+        model.inference._make_vocabulary = lambda metadata: recorder
+        run(model, make_input())
+        assert recorder.seen is None
+        recorder.wants_embeddings = True
+        (output,) = run(model, make_input())
+        assert recorder.seen.shape == (len(output["instances"]), 16)
+
+
+class TestOrder:
+    @pytest.mark.parametrize("task", ["instance", "semantic", "panoptic"])
+    def test_leaving_out_candidates_early_changes_no_output(
+        self, model, make_input, task, monkeypatch, panoptic_dataset
+    ):
+        scores = run(model, make_input())[0]["instances"].scores
+        middle = float(scores.sort().values[len(scores) // 2])
+        change(model, score_thresh=middle, non_object_score=middle, panoptic_score_thresh=middle)
+        spell(model, "Dogs")
+        item = make_input(task, dataset_name=panoptic_dataset)
+        (early,) = run(model, item)
+        monkeypatch.setattr(InferenceSettings, "objectness_floor", lambda *_: 0.0)
+        (late,) = run(model, item)
+        assert 0 < len(early["instances"]) < len(scores)
+        assert early["instances"].pred_patches.tolist() == late["instances"].pred_patches.tolist()
+        if task == "semantic":
+            assert torch.equal(early["sem_seg"].argmax(dim=0), late["sem_seg"].argmax(dim=0))
+        if task == "panoptic":
+            assert torch.equal(early["panoptic_seg"][0], late["panoptic_seg"][0])
+
+    def test_masks_are_compared_before_they_are_named(self, model, make_input):
+        def named():
+            counts = []
+            decoder = model.inference.category_decoder
+            generate = type(decoder).generate.__get__(decoder)
+            decoder.generate = lambda lmm, rows, trie=None: (
+                counts.append(len(rows)) or generate(lmm, rows, trie)
+            )
+            run(model, make_input())
+            return counts[0]
+
+        change(model, nms_thresh=0.0)
+        agnostic = named()
+        change(model, nms_class_aware=True)
+        assert agnostic < named() == 36
+
+    def test_class_aware_suppression_keeps_other_names(self, model, make_input):
+        change(model, nms_thresh=0.0, nms_class_aware=True)
+        spell(model, "dog")
+        (one,) = run(model, make_input())
+        del model.inference.category_decoder.generate
+        spell(model, *[f"dog {number}" for number in range(36)])
+        (many,) = run(model, make_input())
+        assert len(one["instances"]) < len(many["instances"])
