@@ -23,7 +23,7 @@ WRITERS = {
     "ADE20k": write_ade20k,
     "COCO and COCO-Stuff": write_coco,
     "Mapillary Vistas": write_mapillary_vistas,
-    "RefCOCO, RefCOCO+, RefCOCOg and RefCLEF": write_refer,
+    "RefCOCO, RefCOCO+, RefCOCOg, RefCLEF and gRefCOCO": write_refer,
 }
 
 

@@ -1,4 +1,4 @@
-"""Checks RefCOCO, RefCOCO+, RefCOCOg and RefCLEF; nothing has to be converted for training.
+"""Checks RefCOCO, RefCOCO+, RefCOCOg, RefCLEF and gRefCOCO; nothing has to be converted.
 
 Needed under --root (unpacked; python datasets/download.py gets them):
 
@@ -6,6 +6,7 @@ Needed under --root (unpacked; python datasets/download.py gets them):
     refcoco+/{instances.json,refs(unc).p}
     refcocog/{instances.json,refs(umd).p,refs(google).p}
     refclef/{instances.json,refs(unc).p,refs(berkeley).p}
+    grefcoco/{instances.json,grefs(unc).json}   checked only when --datasets names it
     coco/train2014/COCO_train2014_*.jpg     or images/train2014, images/mscoco/images/train2014,
                                             or coco/train2017: the same images with other names
     saiapr_tc-12/                           or images/saiapr_tc-12, for RefCLEF
@@ -32,7 +33,9 @@ from typing import Any, NamedTuple
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from rose_d2.data.datasets.refcoco import references_file
 from rose_d2.data.datasets.refer_registry import (
+    HOW_TO_GET_GREFCOCO,
     REFER_SPLITS,
     find_image_root,
     image_roots,
@@ -97,7 +100,7 @@ def link_other_layouts(root: Path, datasets: Iterable[str]) -> None:
 
     Args:
         root: the datasets folder.
-        datasets: "refcoco", "refcoco+", "refcocog", "refclef".
+        datasets: some of `REFER_SPLITS`.
     """
     for dataset in datasets:
         if not (root / dataset).exists():
@@ -125,11 +128,13 @@ def _link_first(root: Path, name: str, candidates: Iterable[str]) -> None:
 
 def missing_files(root: Path, dataset: str, split_by: str) -> list[str]:
     """What one dataset lacks, as sentences."""
-    files = [root / dataset / name for name in (f"refs({split_by}).p", "instances.json")]
+    files = [references_file(root / dataset, split_by), root / dataset / "instances.json"]
     missing = [f"{path} is missing" for path in files if not path.is_file()]
     if find_image_root(root, dataset) is None:
         places = ", ".join(place.folder for place in image_roots(dataset))
         missing.append(f"the images of {dataset} are in none of the folders {places} of {root}")
+    if dataset == "grefcoco":
+        return [f"{sentence}. {HOW_TO_GET_GREFCOCO}" for sentence in missing]
     advice = f"get it with `python datasets/download.py {dataset} --root {root}`"
     return [f"{sentence}; {advice}" for sentence in missing]
 
@@ -226,9 +231,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--datasets",
         nargs="+",
-        default=families,
+        # gRefCOCO is for evaluation beyond the paper, so most users lack it.
+        default=[family for family in families if family != "grefcoco"],
         metavar="NAME",
-        help=f"check only these: {', '.join(families)}, or e.g. refcocog_umd (default: all)",
+        help=(
+            f"check only these: {', '.join(families)}, or e.g. refcocog_umd (default: all but "
+            "grefcoco)"
+        ),
     )
     return parser
 

@@ -56,6 +56,7 @@ def test_the_checker_finds_every_prepared_dataset_sound(run):
         "refcoco+_unc_val",
         "refcocog_umd_test",
         "refclef_berkeley_train",
+        "grefcoco_unc_testA",
     ):
         assert states[name] == "present", f"{name} is {states[name]}"
     assert ", 0 damaged" in checked.stdout

@@ -72,13 +72,11 @@ def decode_annotations(
     """
     masks = np.zeros((len(annotations), size, size), dtype=bool)
     ignore = np.zeros((size, size), dtype=bool)
-    rows, columns = _nearest(height, size), _nearest(width, size)
     for index, annotation in enumerate(annotations):
         rle = segmentation_to_rle(annotation.get("segmentation"), height, width)
         if rle is None:
             continue
-        full = coco_mask.decode(rle)  # (H, W), column-major
-        view = full[:, columns][rows].astype(bool)
+        view = square_view(coco_mask.decode(rle), size).astype(bool)
         if annotation.get("iscrowd", 0):
             ignore |= view
         else:
@@ -159,6 +157,22 @@ def decode_label_map(
     )
 
 
+def square_view(values: np.ndarray, size: int) -> np.ndarray:
+    """Values of an image's pixels in the language model's square view.
+
+    Args:
+        values: (H, W) or (H, W, channels).
+        size: side I of the view.
+
+    Returns:
+        (I, I) or (I, I, channels): at each pixel the value nearest to its centre.
+    """
+    rows, columns = (_nearest(length, size) for length in values.shape[:2])
+    if values.flags.f_contiguous:  # masks of pycocotools: whole columns lie together
+        return values[:, columns][rows]
+    return values[rows][:, columns]
+
+
 def segmentation_to_rle(segmentation: object, height: int, width: int) -> dict | None:
     """Bring any COCO-style segmentation into pycocotools' compressed form.
 
@@ -208,8 +222,7 @@ def _read_label_view(path: str, height: int, width: int, size: int) -> np.ndarra
             f"The label image {path!r} has size (height, width) {values.shape[:2]} but its image "
             f"{(height, width)}; prepare the dataset again."
         )
-    view = values[_nearest(height, size)][:, _nearest(width, size)]
-    return view.astype(np.int32)
+    return square_view(values, size).astype(np.int32)
 
 
 def _nearest(length: int, size: int) -> np.ndarray:

@@ -16,9 +16,11 @@ from detectron2.utils import comm
 
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
 from rose_d2.data.datasets.broken import strict_annotations
+from rose_d2.data.inference_sampler import WholeBatchSampler
 from rose_d2.data.leakage import benchmarks_split_by, exclude_evaluation_images
 from rose_d2.data.mixture import MixtureBatchSampler, MixtureDataset, MixtureStream
 from rose_d2.data.packed_dicts import PackedDicts
+from rose_d2.data.referring_samples import referring_samples
 from rose_d2.data.training_mix import training_weights
 
 logger = logging.getLogger(__name__)
@@ -74,19 +76,24 @@ def build_rose_train_loader(cfg: CfgNode, start_iter: int = 0) -> torchdata.Data
     )
 
 
-def build_rose_test_loader(cfg: CfgNode, dataset_name: str) -> torchdata.DataLoader:
+def build_rose_test_loader(
+    cfg: CfgNode, dataset_name: str, dicts: list[dict[str, Any]] | None = None
+) -> torchdata.DataLoader:
     """Build the loader that gives every item of a dataset once, in order, over all processes.
 
     Args:
         cfg: the full config.
         dataset_name: a registered dataset.
+        dicts: some of its `load_test_dicts`; None is all.
 
     Returns:
         A loader of `list[dict]` without targets, see `RoseDatasetMapper`.
     """
+    dicts = load_test_dicts(cfg, dataset_name) if dicts is None else dicts
     return build_detection_test_loader(
-        load_dataset_dicts(dataset_name, filter_empty=False),
+        dicts,
         mapper=RoseDatasetMapper(cfg, is_train=False),
+        sampler=WholeBatchSampler(len(dicts), cfg.TEST.IMS_PER_BATCH),
         batch_size=cfg.TEST.IMS_PER_BATCH,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
@@ -168,6 +175,22 @@ class TaskDicts(Sequence):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.dicts[index] | {"task": self.task}
+
+
+def load_test_dicts(cfg: CfgNode, dataset_name: str) -> list[dict[str, Any]]:
+    """Load the samples that a dataset is evaluated on, in the order of the test loader.
+
+    Args:
+        cfg: the full config; TEST.REFERRING.PROTOCOL says what a referring sample is.
+        dataset_name: a registered dataset.
+
+    Raises:
+        ValueError: the protocol is unknown, see `referring_samples`.
+    """
+    dicts = load_dataset_dicts(dataset_name, filter_empty=False)
+    if dicts and dicts[0]["task"] == "referring":
+        return referring_samples(dicts, cfg.TEST.REFERRING.PROTOCOL)
+    return dicts
 
 
 def load_dataset_dicts(dataset_name: str, *, filter_empty: bool) -> list[dict[str, Any]]:

@@ -1,6 +1,52 @@
-"""Lists of class candidates for training the prompts that name the classes to choose from."""
+"""Lists of class candidates: drawn for training, or all classes of a dataset for testing."""
+
+from __future__ import annotations
 
 import numpy as np
+from detectron2.data import Metadata
+
+# Values of TEST.CANDIDATES.
+CANDIDATE_MODES = ("", "prompt", "decode", "both")
+
+
+def check_candidate_mode(mode: str) -> str:
+    """Return the mode.
+
+    Raises:
+        ValueError: it is not one of `CANDIDATE_MODES`.
+    """
+    if mode not in CANDIDATE_MODES:
+        raise ValueError(
+            f"TEST.CANDIDATES is {mode!r}; use 'prompt' to list a dataset's classes in the "
+            "instruction, 'decode' to let names be spelled only along them, 'both', or '' for a "
+            "free vocabulary."
+        )
+    return mode
+
+
+def dataset_candidates(metadata: Metadata, task: str) -> list[str]:
+    """All class names of a dataset, as class candidates.
+
+    Args:
+        metadata: with `thing_classes` for the instance task, else with all classes in
+            `stuff_classes`.
+        task: "semantic", "instance" or "panoptic".
+
+    Returns:
+        The names in the order of the classes, of "a, b" the first; equal ones once.
+
+    Raises:
+        ValueError: the dataset has no classes.
+    """
+    key = "thing_classes" if task == "instance" else "stuff_classes"
+    names = [name.split(",")[0].strip() for name in metadata.get(key, None) or ()]
+    if not names:
+        raise ValueError(
+            f"Dataset {metadata.get('name', '?')!r} has no {key} in its metadata, which "
+            "TEST.CANDIDATES offers as class candidates; set them where the dataset is "
+            "registered, or leave TEST.CANDIDATES empty."
+        )
+    return list(dict.fromkeys(names))
 
 
 def draw_candidates(

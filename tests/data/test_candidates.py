@@ -1,6 +1,10 @@
 import numpy as np
+import pytest
+from detectron2.data import Metadata, MetadataCatalog
 
-from rose_d2.data.candidates import draw_candidates
+import rose_d2  # noqa: F401  (registers the datasets)
+from rose_d2.data.candidates import check_candidate_mode, dataset_candidates, draw_candidates
+from rose_d2.modeling.vocabulary import CategoryVocabulary
 
 VOCABULARY = [f"class {i}" for i in range(20)]
 
@@ -40,3 +44,39 @@ def test_an_empty_image_gets_distractors_only():
 def test_same_generator_state_same_list():
     lists = [draw_candidates(["a"], VOCABULARY, 9, np.random.default_rng(3)) for _ in range(2)]
     assert lists[0] == lists[1]
+
+
+def test_classes_by_task_of_a_list_the_first_and_equal_ones_once():
+    metadata = Metadata(
+        thing_classes=["door, screen door", "dog ", "door"], stuff_classes=["dog", "sky, heaven"]
+    )
+    assert dataset_candidates(metadata, "instance") == ["door", "dog"]
+    assert dataset_candidates(metadata, "semantic") == ["dog", "sky"]
+    assert dataset_candidates(metadata, "panoptic") == ["dog", "sky"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "clipart_instance_val",
+        "clipart_sem_seg_val",
+        "clipart_panoptic_val",
+        "ade20k_sem_seg_val",
+        "coco_2017_val",
+    ],
+)
+def test_candidates_are_the_classes_of_the_vocabulary(name):
+    metadata = MetadataCatalog.get(name)
+    names = CategoryVocabulary.from_metadata(metadata).class_names
+    assert dataset_candidates(metadata, metadata.task) == list(dict.fromkeys(names))
+
+
+def test_a_dataset_without_classes_is_refused():
+    with pytest.raises(ValueError, match="no thing_classes.*leave TEST.CANDIDATES empty"):
+        dataset_candidates(Metadata(), "instance")
+
+
+def test_unknown_mode_is_refused():
+    assert [check_candidate_mode(mode) for mode in ("", "prompt", "decode", "both")]
+    with pytest.raises(ValueError, match="'trie'; use 'prompt'.*'decode'.*'both'"):
+        check_candidate_mode("trie")

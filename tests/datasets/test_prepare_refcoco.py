@@ -82,6 +82,17 @@ def test_a_selection_needs_only_its_own_files(run, root):
     assert run("--datasets", "refcocog")[0] == 1
 
 
+def test_the_generalised_references_are_checked_when_asked_for(run, root, tmp_path):
+    status, table, _ = run("--datasets", "grefcoco")
+    assert status == 0
+    rows = [line.split() for line in table.splitlines()]
+    assert rows[2] == ["grefcoco_unc_val", "2", "1", "(1500)", "4"]
+    shutil.rmtree(root / "grefcoco")
+    assert run()[0] == 0
+    errors = run("--datasets", "grefcoco_unc")[2]
+    assert f"{tmp_path}/grefcoco/grefs(unc).json is missing. Get instances.json and" in errors
+
+
 def test_an_unknown_name_is_explained(run):
     status, _, errors = run("--datasets", "refcoco_umd")
     assert status == 1

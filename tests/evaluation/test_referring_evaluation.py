@@ -1,17 +1,18 @@
 import json
-import math
+import logging
 
 import numpy as np
 import pytest
 import torch
 from detectron2.utils import comm
 
-from rose_d2.evaluation.referring_evaluation import (
-    RefCOCOEvaluator,
-    SentenceScore,
-    referring_metrics,
-)
+from rose_d2.data.referring_samples import referring_samples
+from rose_d2.evaluation import ground_truth
+from rose_d2.evaluation.referring_evaluation import RefCOCOEvaluator
+from rose_d2.evaluation.referring_metrics import SentenceScore
 from rose_d2.structures.patch_grid import PatchGrid
+
+GRID = PatchGrid(6, 10)
 
 # sentence id -> segment drawn in conftest
 TARGETS = {0: 12, 1: 12, 2: 13, 3: 21, 4: 22}
@@ -20,7 +21,7 @@ TARGETS = {0: 12, 1: 12, 2: 13, 3: 21, 4: 22}
 @pytest.fixture
 def evaluator(scenes):
     evaluator = RefCOCOEvaluator(
-        scenes.names["refcoco"], patch_grid=PatchGrid(6, 10), output_dir=str(scenes.root / "out")
+        scenes.names["refcoco"], patch_grid=GRID, output_dir=str(scenes.root / "out")
     )
     evaluator.reset()
     return evaluator
@@ -52,28 +53,14 @@ def test_sentence_scores_are_written(evaluator, scenes):
     _answer_all(evaluator, scenes)
     scores = json.loads((scenes.root / "out" / "referring_scores.json").read_text())
     assert len(scores) == 5
-    expected = {"ref_id": 100, "sent_id": 0, "intersection": 200, "union": 200}
-    assert scores[0] == {**expected, "patch_right": -1}
+    pixels = {"intersection": 200, "union": 200, "answer": 200}
+    rest = {"num_targets": 1, "patch_right": -1}
+    assert scores[0] == {"ref_id": 100, "sent_id": 0, **pixels, **rest}
 
 
 def test_no_prediction_is_zero(evaluator, scenes):
     results = _answer_all(evaluator, scenes, lambda _, mask: torch.zeros_like(mask))
     assert all(value == 0 for value in results.values())
-
-
-def test_metrics_by_hand():
-    scores = [
-        SentenceScore(1, 0, 6, 10, 1),
-        SentenceScore(1, 1, 100, 100, 1),
-        SentenceScore(2, 0, 0, 50, 0),
-        SentenceScore(2, 1, 0, 0, 1),
-    ]
-    metrics = referring_metrics(scores)
-    assert metrics["cIoU"] == pytest.approx(100 * 106 / 160)
-    assert metrics["gIoU"] == pytest.approx(100 * (0.6 + 1 + 0 + 1) / 4)
-    assert metrics["P@0.5"] == metrics["P@0.6"] == 75
-    assert metrics["P@0.7"] == metrics["P@0.9"] == 50
-    assert metrics["P@answer_patch"] == 75
 
 
 def test_metrics_agree_with_an_independent_formula_on_random_masks(evaluator, scenes):
@@ -97,17 +84,6 @@ def test_metrics_agree_with_an_independent_formula_on_random_masks(evaluator, sc
     assert results["P@0.7"] == pytest.approx(100 * (ious >= 0.7).mean(), abs=1e-9)
 
 
-def test_metrics_do_not_depend_on_the_order():
-    rng = np.random.default_rng(1)
-    pixels = rng.integers(1, 10**6, size=(500, 2)).tolist()
-    scores = [SentenceScore(i, 0, a, a + b, 0) for i, (a, b) in enumerate(pixels)]
-    assert referring_metrics(scores) == referring_metrics(scores[::-1])
-
-
-def test_no_sentences_give_nan():
-    assert all(math.isnan(value) for value in referring_metrics([]).values())
-
-
 # Scene 1 is 40 x 60, the view 60 x 60 in patches of 10: the cat's centre (36, 25) lies at
 # (36, 37.5) of the view, in row 3, column 3. Its 3 x 3 window is rows and columns 2 to 4.
 @pytest.mark.parametrize(("patch", "right"), [(14, 100), (28, 100), (9, 0), (29, 0), (-1, 0)])
@@ -116,34 +92,6 @@ def test_answer_patch_must_lie_in_the_window_of_the_square_view(evaluator, scene
     evaluator._samples = {(101, 2): cat_only[0]}
     evaluator.process(cat_only, [{"ref_seg": _truth(scenes, cat_only[0]), "ref_patch": patch}])
     assert evaluator.evaluate()["referring"]["P@answer_patch"] == right
-
-
-def _box_sample(left, top, right, bottom, **more):
-    polygon = [left, top, right, top, right, bottom, left, bottom]
-    annotation = {"segmentation": [polygon], "category_id": 0, "iscrowd": 0, **more}
-    return {"height": 40, "width": 60, "annotations": [annotation], "target_indices": [0]}
-
-
-@pytest.mark.parametrize("iscrowd", [0, 1])
-def test_window_at_the_border_shifts_inward(evaluator, iscrowd):
-    corner = _box_sample(57, 0, 60, 3, iscrowd=iscrowd)
-    assert evaluator._window_patches(corner) == {3, 4, 5, 9, 10, 11, 15, 16, 17}
-
-
-def test_a_target_between_the_pixels_of_the_view_still_has_a_window(scenes):
-    evaluator = RefCOCOEvaluator(scenes.names["refcoco"], patch_grid=PatchGrid(4, 2))
-    # The dot is 1 x 1 of 60 x 40, a pixel of the view 7.5 x 5.
-    assert evaluator._window_patches(_box_sample(59, 39, 60, 40)) == {
-        5,
-        6,
-        7,
-        9,
-        10,
-        11,
-        13,
-        14,
-        15,
-    }
 
 
 def test_a_missing_sentence_is_refused(evaluator, scenes, samples):
@@ -175,12 +123,12 @@ def test_an_answer_of_another_size_is_refused(evaluator, samples):
 def test_a_dataset_with_double_keys_is_refused(scenes, samples):
     samples.append(samples[0])
     with pytest.raises(ValueError, match=r"more than once: \(100, 0\)"):
-        RefCOCOEvaluator(scenes.names["refcoco"], patch_grid=PatchGrid(6, 10))
+        RefCOCOEvaluator(scenes.names["refcoco"], patch_grid=GRID)
 
 
 def test_several_targets_are_one_union(scenes, samples):
     samples[0]["target_indices"] = [0, 1]
-    evaluator = RefCOCOEvaluator(scenes.names["refcoco"], patch_grid=PatchGrid(6, 10))
+    evaluator = RefCOCOEvaluator(scenes.names["refcoco"], patch_grid=GRID)
     evaluator._samples = {(100, 0): samples[0]}
     both = torch.as_tensor(np.isin(scenes.ids[1], [12, 13]))
     cat_row, cat_column = 37 // 10, 36 // 10  # the cat's centre (36, 25) is (36, 37.5) of the view
@@ -192,7 +140,7 @@ def test_several_targets_are_one_union(scenes, samples):
 
 
 def test_scores_of_other_processes_are_gathered(evaluator, scenes, samples, monkeypatch):
-    other = [SentenceScore(200, 3, 0, 480, 1), SentenceScore(201, 4, 390, 390, 0)]
+    other = [SentenceScore(200, 3, 0, 480, 9, 1, 1), SentenceScore(201, 4, 390, 390, 390, 1, 0)]
     monkeypatch.setattr(comm, "all_gather", lambda scores: [scores, other])
     for sample in samples[:3]:
         evaluator.process([sample], [{"ref_seg": _truth(scenes, sample), "ref_patch": -1}])
@@ -200,3 +148,105 @@ def test_scores_of_other_processes_are_gathered(evaluator, scenes, samples, monk
     assert results["gIoU"] == 80 and results["P@answer_patch"] == 20
     monkeypatch.setattr(comm, "is_main_process", lambda: False)
     assert evaluator.evaluate() == {}
+
+
+def test_an_incomplete_result_is_refused_on_every_process(evaluator, scenes, samples, monkeypatch):
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    evaluator.process(samples[:1], [{"ref_seg": _truth(scenes, samples[0])}])
+    with pytest.raises(ValueError, match=r"has 5 samples; 4 were not answered"):
+        evaluator.evaluate()
+
+
+def test_per_reference_is_another_task_with_other_keys(scenes, samples, tmp_path):
+    evaluator = RefCOCOEvaluator(
+        scenes.names["refcoco"], patch_grid=GRID, protocol="per_ref", output_dir=str(tmp_path)
+    )
+    evaluator.reset()
+    merged = referring_samples(samples, "per_ref")
+    assert [(s["ref_id"], s["sent_id"]) for s in merged] == [
+        (100, -1),
+        (101, -1),
+        (200, -1),
+        (201, -1),
+    ]
+    # The dog of reference 100 has two sentences and is now missed once of four times, not twice.
+    for sample, mask in zip(merged, [12, 13, 21, 22], strict=True):
+        answer = torch.as_tensor(scenes.ids[sample["image_id"]] == mask)
+        answer &= sample["ref_id"] != 100
+        evaluator.process([sample], [{"ref_seg": answer}])
+    results = evaluator.evaluate()
+    assert list(results) == ["referring_per_ref"]
+    assert results["referring_per_ref"]["gIoU"] == 75
+    assert len(json.loads((tmp_path / "referring_per_ref_scores.json").read_text())) == 4
+    with pytest.raises(ValueError, match=r"\(100, 0\), which dataset .*REFERRING.PROTOCOL"):
+        evaluator.process(samples[:1], [{"ref_seg": answer}])
+
+
+def test_an_unknown_protocol_is_refused(scenes):
+    with pytest.raises(ValueError, match="PROTOCOL is 'per_image'"):
+        RefCOCOEvaluator(scenes.names["refcoco"], patch_grid=GRID, protocol="per_image")
+
+
+@pytest.fixture
+def general(scenes, samples):
+    """An evaluator whose first two sentences are about nothing and whose third about two."""
+    samples[0]["target_indices"] = samples[1]["target_indices"] = []
+    samples[2]["target_indices"] = [0, 1]
+    evaluator = RefCOCOEvaluator(scenes.names["refcoco"], patch_grid=GRID, distributed=False)
+    evaluator.reset()
+    return evaluator
+
+
+def _process(evaluator, samples, scenes, segments, **more):
+    for sample, drawn in zip(samples, segments, strict=True):
+        answer = torch.as_tensor(np.isin(scenes.ids[sample["image_id"]], drawn))
+        evaluator.process([sample], [{"ref_seg": answer, **more}])
+
+
+def test_sentences_about_nothing_and_about_several(general, scenes, samples, caplog):
+    # Right, wrong with the dog's 200 pixels, only the cat, right, nothing.
+    _process(general, samples, scenes, [[], [12], [13], [21], []], ref_patch=-1)
+    with caplog.at_level(logging.WARNING):
+        results = general.evaluate()["referring"]
+    cat, first, second = (int((scenes.ids[i] == s).sum()) for i, s in ((1, 13), (2, 21), (2, 22)))
+    assert (results["N-acc"], results["T-acc"]) == (50, pytest.approx(200 / 3))
+    assert results["gIoU"] == pytest.approx(100 * (1 + 0 + cat / (cat + 200) + 1 + 0) / 5)
+    union = 0 + 200 + (cat + 200) + first + second
+    assert results["cIoU"] == pytest.approx(100 * (cat + first) / union)
+    assert results["P@0.5"] == pytest.approx(200 / 3)
+    assert results["P@answer_patch"] == 0
+    assert not caplog.messages
+
+
+def test_a_model_that_always_answers_is_pointed_out(general, scenes, samples, caplog):
+    _process(general, samples, scenes, [[12], [12], [12, 13], [21], [22]])
+    with caplog.at_level(logging.WARNING):
+        results = general.evaluate()["referring"]
+    assert (results["N-acc"], results["T-acc"], results["P@0.9"]) == (0, 100, 100)
+    assert "2 of 5 samples" in caplog.text and "MULTI_TARGET True" in caplog.text
+
+
+def test_ignored_pixels_are_left_out(scenes, samples):
+    for sample in samples:
+        sample["ignore_annotations"] = []
+    # Half of the dog's rows, and the whole cat.
+    half = [0, 0, 60, 0, 60, 9, 0, 9]
+    samples[0]["ignore_annotations"] = [{"segmentation": [half]}, samples[2]["annotations"][1]]
+    evaluator = RefCOCOEvaluator(scenes.names["refcoco"], patch_grid=GRID, distributed=False)
+    evaluator.reset()
+    # The first answer takes the cat for free and loses the dog's ignored half for free.
+    _process(evaluator, samples, scenes, [[12, 13], [12, 13], [13], [21], [22]])
+    first, second = evaluator._scores[:2]
+    cat = int((scenes.ids[1] == 13).sum())
+    assert first[2:5] == (100, 100, 100)
+    assert second[2:5] == (200, 200 + cat, 200 + cat)
+
+
+def test_sentences_of_one_object_decode_it_once(evaluator, scenes, samples, monkeypatch):
+    decoded = []
+    module = "rose_d2.evaluation.referring_targets.decode_segmentation"
+    decode = ground_truth.decode_segmentation
+    monkeypatch.setattr(module, lambda a, *size: decoded.append(a["id"]) or decode(a, *size))
+    results = _answer_all(evaluator, scenes)
+    assert decoded == [12, 13, 21, 22]
+    assert results["gIoU"] == 100

@@ -1,7 +1,8 @@
 """Loader of the REFER layout: RefCOCO, RefCOCO+, RefCOCOg, RefCLEF and the clip-art benchmark.
 
-A folder holds `instances.json` (COCO instances) and one `refs(<split_by>).p` per way of splitting.
-What is broken in them is left out, counted, and reported once per file.
+A folder holds `instances.json` (COCO instances) and one `refs(<split_by>).p` per way of splitting,
+or gRefCOCO's `grefs(<split_by>).json`, whose references are about any number of objects. What is
+broken in them is left out, counted, and reported once per file.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,12 @@ from typing import Any
 
 from rose_d2.data.datasets.broken import BrokenAnnotations
 from rose_d2.data.datasets.plain_pickle import load_plain_pickle
-from rose_d2.data.datasets.refer_instances import AnnotatedImage, read_annotated_images
+from rose_d2.data.datasets.refer_instances import (
+    AnnotatedImage,
+    read_annotated_images,
+    read_json,
+    target_ids,
+)
 
 REFERENCE_KEYS = ("ref_id", "ann_id", "image_id", "split", "sentences")
 SENTENCE_KEYS = ("sent", "sent_id")
@@ -43,7 +49,7 @@ def load_refer(
     an error.
 
     Args:
-        folder: holds instances.json and refs(<split_by>).p.
+        folder: holds instances.json and the references, see `references_file`.
         split_by: who made the splits, e.g. "unc", "google" or "umd".
         split: see `in_split`.
         image_root: folder of the images.
@@ -54,8 +60,8 @@ def load_refer(
     Returns:
         One dict per (reference, sentence), ordered by image, reference and sentence: `file_name`,
         `image_id`, `height`, `width`, `annotations` (every annotated object of the image),
-        `target_indices` (list of positions in `annotations`), `sentence`, `ref_id`, `sent_id`.
-        Dicts of one image share one annotations list.
+        `target_indices` (list of positions in `annotations`; in gRefCOCO none or several),
+        `sentence`, `ref_id`, `sent_id`. Dicts of one image share one annotations list.
 
     Raises:
         ValueError: if a file is hostile, damaged or of another format, or if the split has no
@@ -84,13 +90,13 @@ def load_refer_splits(
     Raises:
         ValueError: as `load_refer`.
     """
-    references_file = Path(folder) / f"refs({split_by}).p"
-    references = read_references(references_file)
-    chosen = {split: _choose(references, split, references_file) for split in splits}
+    path = references_file(Path(folder), split_by)
+    references = read_references(path)
+    chosen = {split: _choose(references, split, path) for split in splits}
     images = read_annotated_images(
         Path(folder) / "instances.json", [r for part in chosen.values() for r in part], thing_ids
     )
-    broken = BrokenAnnotations(references_file)
+    broken = BrokenAnnotations(path)
     records: dict[str, list[dict[str, Any]]] = {split: [] for split in splits}
     for split, part in chosen.items():
         for reference in part:
@@ -102,19 +108,30 @@ def load_refer_splits(
     for split, part in records.items():
         if not part:
             raise ValueError(
-                f"{references_file}: no reference of split {split!r} can be used with the "
+                f"{path}: no reference of split {split!r} can be used with the "
                 "instances.json beside it; the two files do not belong together."
             )
     return records
 
 
+def references_file(folder: Path, split_by: str) -> Path:
+    """The file with the references of a dataset, there or not.
+
+    Args:
+        folder: of the dataset, with its official name.
+        split_by: who made the splits.
+    """
+    is_generalised = folder.name == "grefcoco"
+    return folder / (f"grefs({split_by}).json" if is_generalised else f"refs({split_by}).p")
+
+
 def read_references(path: Path) -> list[dict[str, Any]]:
-    """Reads a refs(<split_by>).p, all splits.
+    """Reads a refs(<split_by>).p or grefs(<split_by>).json, all splits.
 
     Raises:
-        ValueError: if the pickle is hostile, damaged or holds anything else.
+        ValueError: if the file is hostile, damaged or holds anything else.
     """
-    references = load_plain_pickle(path)
+    references = read_json(path) if path.suffix == ".json" else load_plain_pickle(path)
     if not isinstance(references, list) or not all(isinstance(r, dict) for r in references):
         raise ValueError(f"{path} holds {type(references).__name__}; a list of dicts is needed.")
     for reference in references:
@@ -151,16 +168,8 @@ def _convert_reference(
     if image is None:
         broken.add("references to an image that instances.json lacks", where)
         return
-    position = image.positions.get(reference["ann_id"])
-    if position is None:
-        fault = (
-            "that cannot be used"
-            if reference["ann_id"] in image.unusable_ids
-            else "that their image does not have"
-        )
-        broken.add(
-            f"references to an annotation {fault}", f"{where}, annotation {reference['ann_id']}"
-        )
+    positions = _find_targets(reference, image, broken, where)
+    if positions is None:
         return
     for sentence in reference["sentences"]:
         text = str(sentence["sent"] or "").strip()
@@ -172,8 +181,30 @@ def _convert_reference(
             "height": image.record["height"],
             "width": image.record["width"],
             "annotations": image.annotations,
-            "target_indices": [position],
+            "target_indices": list(positions),
             "sentence": text,
             "ref_id": reference["ref_id"],
             "sent_id": sentence["sent_id"],
         }
+
+
+def _find_targets(
+    reference: dict[str, Any], image: AnnotatedImage, broken: BrokenAnnotations, where: str
+) -> list[int] | None:
+    """Positions of the objects a reference is about; None if one of them is not to be had."""
+    positions = []
+    for ann_id in target_ids(reference):
+        position = image.positions.get(ann_id)
+        if position is None:
+            is_unusable = ann_id in image.unusable_ids
+            fault = "that cannot be used" if is_unusable else "that their image does not have"
+            broken.add(f"references to an annotation {fault}", f"{where}, annotation {ann_id}")
+            return None
+        # As in ReLA (henghuiding/ReLA: gres_model/data/datasets/grefcoco.py).
+        if not image.annotations[position]["iscrowd"]:
+            positions.append(position)
+    if not positions and target_ids(reference):
+        # Not the same as a reference to nothing.
+        broken.add("references to crowds only", where)
+        return None
+    return positions

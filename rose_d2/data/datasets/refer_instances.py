@@ -39,7 +39,7 @@ def read_annotated_images(
 
     Args:
         path: the instances.json.
-        references: records of a refs(<split_by>).p.
+        references: records of a refs(<split_by>).p or grefs(<split_by>).json.
         thing_ids: category id -> contiguous id; None counts the file's sorted ids from 0; empty
             gives every object class -1.
 
@@ -54,7 +54,8 @@ def read_annotated_images(
         category_ids = sorted(category["id"] for category in instances["categories"])
         thing_ids = {category_id: index for index, category_id in enumerate(category_ids)}
     wanted = {reference["image_id"] for reference in references}
-    referred_ids = {reference["ann_id"] for reference in references}
+    # gRefCOCO leaves crowds out of its targets, so there they stay crowds.
+    described_ids = {r["ann_id"] for r in references if not isinstance(r["ann_id"], list)}
     images = {i["id"]: AnnotatedImage(i) for i in instances["images"] if i["id"] in wanted}
     broken = BrokenAnnotations(path)
     for annotation in instances["annotations"]:
@@ -66,7 +67,7 @@ def read_annotated_images(
             image.unusable_ids.add(annotation["id"])
             continue
         # A crowd that somebody describes is an answer, not a region to ignore.
-        if annotation["id"] in referred_ids:
+        if annotation["id"] in described_ids:
             converted["iscrowd"] = 0
         image.positions[annotation["id"]] = len(image.annotations)
         image.annotations.append(converted)
@@ -74,11 +75,30 @@ def read_annotated_images(
     return images
 
 
-def _read_instances(path: Path) -> dict[str, Any]:
+def target_ids(reference: dict[str, Any]) -> list[int]:
+    """Annotations that a reference is about.
+
+    Args:
+        reference: its `ann_id` is one id, or, in gRefCOCO, a list of them, [-1] for nothing.
+    """
+    ann_id = reference["ann_id"]
+    return [i for i in ann_id if i != -1] if isinstance(ann_id, list) else [ann_id]
+
+
+def read_json(path: Path) -> Any:
+    """Reads an annotation file.
+
+    Raises:
+        ValueError: if it is not JSON.
+    """
     try:
-        instances = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); get the file again.") from error
+
+
+def _read_instances(path: Path) -> dict[str, Any]:
+    instances = read_json(path)
     missing = [key for key in INSTANCES_KEYS if key not in instances]
     if missing:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+, RefCOCOg and RefCLEF as detectron2 datasets, every split of every split-by."""
+"""RefCOCO, RefCOCO+, RefCOCOg, RefCLEF and gRefCOCO as detectron2 datasets, with every split."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rose_d2.data.datasets.coco import (
     IMAGE_SOURCE,
     NUM_THINGS,
 )
-from rose_d2.data.datasets.refcoco import load_refer_splits
+from rose_d2.data.datasets.refcoco import load_refer_splits, references_file
 from rose_d2.data.datasets.registration import DatasetEntry, register
 
 SAIAPR_SOURCE = "saiapr"
@@ -69,6 +69,12 @@ REFER_SPLITS: dict[tuple[str, str], dict[str, SplitSize]] = {
         split: SplitSize() for split in ("train", "val", "testA", "testB", "testC")
     },
     ("refclef", "berkeley"): {split: SplitSize() for split in ("train", "val", "test")},
+    ("grefcoco", "unc"): {
+        "train": SplitSize(),
+        "val": SplitSize(images=1500),
+        "testA": SplitSize(images=750),
+        "testB": SplitSize(images=750),
+    },
 }
 """Dataset and split-by -> split -> size. Google's splits part objects, the others part images."""
 
@@ -103,13 +109,18 @@ HOW_TO_GET_REFER = (
     "Run `python datasets/download.py {dataset}` and check with `python "
     "datasets/prepare_refcoco.py`, which also finds files laid out for other projects."
 )
+HOW_TO_GET_GREFCOCO = (
+    "Get instances.json and grefs(unc).json from https://github.com/henghuiding/gRefCOCO, and the "
+    "images with `python datasets/download.py refcoco`; check with `python "
+    "datasets/prepare_refcoco.py --datasets grefcoco`."
+)
 
 
 def image_roots(dataset: str) -> tuple[ImageRoot, ...]:
     """Where the images of a dataset may lie, the first existing folder counts.
 
     Args:
-        dataset: "refcoco", "refcoco+", "refcocog" or "refclef".
+        dataset: one of `REFER_SPLITS`.
     """
     return SAIAPR_IMAGE_ROOTS if dataset == "refclef" else COCO_IMAGE_ROOTS
 
@@ -119,7 +130,7 @@ def find_image_root(root: Path, dataset: str) -> ImageRoot | None:
 
     Args:
         root: the datasets folder.
-        dataset: "refcoco", "refcoco+", "refcocog" or "refclef".
+        dataset: one of `REFER_SPLITS`.
     """
     for candidate in image_roots(dataset):
         folder = root / candidate.folder
@@ -153,7 +164,7 @@ def load_splits(
 
     Args:
         root: the datasets folder.
-        dataset: "refcoco", "refcoco+", "refcocog" or "refclef".
+        dataset: one of `REFER_SPLITS`.
         split_by: who made the splits.
         splits: some of `REFER_SPLITS[dataset, split_by]`; by default all.
 
@@ -180,7 +191,7 @@ def _metadata(root: Path, dataset: str, split_by: str, split: str) -> dict[str, 
         "task": "referring",
         "evaluator_type": "refcoco",
         "image_source": SAIAPR_SOURCE if dataset == "refclef" else IMAGE_SOURCE,
-        "refs_file": str(root / dataset / f"refs({split_by}).p"),
+        "refs_file": str(references_file(root / dataset, split_by)),
         "split_by": split_by,
         "split": split,
     }
@@ -197,16 +208,17 @@ def _metadata(root: Path, dataset: str, split_by: str, split: str) -> dict[str, 
 def _entry(root: Path, dataset: str, split_by: str, split: str) -> ReferEntry:
     size = REFER_SPLITS[dataset, split_by][split]
     folder = root / dataset
+    how_to_get = HOW_TO_GET_GREFCOCO if dataset == "grefcoco" else HOW_TO_GET_REFER
     return ReferEntry(
         name=f"{dataset}_{split_by}_{split}",
         load=lambda: load_splits(root, dataset, split_by, [split])[split],
         metadata=_metadata(root, dataset, split_by, split),
         files=(
-            folder / f"refs({split_by}).p",
+            references_file(folder, split_by),
             folder / "instances.json",
             root / image_roots(dataset)[0].folder,
         ),
-        how_to_get=HOW_TO_GET_REFER.format(dataset=dataset),
+        how_to_get=how_to_get.format(dataset=dataset),
         num_images=size.images,
         num_items=size.sentences,
         root=root,

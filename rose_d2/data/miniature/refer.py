@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+, RefCOCOg and RefCLEF in miniature, as the REFER toolkit lays them out."""
+"""RefCOCO, RefCOCO+, RefCOCOg, RefCLEF and gRefCOCO in miniature, in their official layout."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rose_d2.data.clipart.annotate import encode_mask, instance_annotations
 from rose_d2.data.clipart.expressions import list_expressions
 from rose_d2.data.clipart.scene import Scene
 from rose_d2.data.miniature.coco import run_lengths, trace_polygons
+from rose_d2.data.miniature.grefcoco import write_grefcoco
 from rose_d2.data.miniature.python2_pickle import dump_as_python2
 from rose_d2.data.miniature.scenes import miniature_scene
 
@@ -70,7 +71,7 @@ _SAIAPR_CATEGORIES = [{"id": 0, "name": "_background", "supercategory": ""}]
 
 
 def write_refer(root: str | Path, *, with_images: bool = False) -> None:
-    """Write the annotations of all four datasets, and RefCLEF's images.
+    """Write the annotations of all five datasets, and RefCLEF's images.
 
     With the oddities of the real data: a `+` and parentheses in names, references whose
     `file_name` carries the annotation's number and is no file, objects that nobody refers to or
@@ -96,6 +97,7 @@ def write_refer(root: str | Path, *, with_images: bool = False) -> None:
         references = list(_list_references(dataset, splits, scenes))
         dump = dump_as_python2 if dataset == "refclef" else _dump_as_python3
         (root / dataset / f"refs({split_by}).p").write_bytes(dump(references))
+    write_grefcoco(root)
     for image_id, scene in scenes.items():
         if _is_saiapr(image_id) or with_images:
             folder = "saiapr_tc-12" if _is_saiapr(image_id) else "coco/train2014"

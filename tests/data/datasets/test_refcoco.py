@@ -5,7 +5,12 @@ import pickle
 import pytest
 
 from rose_d2.data.datasets.broken import strict_annotations
-from rose_d2.data.datasets.refcoco import in_split, load_refer, load_refer_splits
+from rose_d2.data.datasets.refcoco import (
+    in_split,
+    load_refer,
+    load_refer_splits,
+    references_file,
+)
 
 
 def _annotation(annotation_id, image_id, category_id, segmentation):
@@ -199,4 +204,56 @@ def test_a_hostile_pickle_stops_the_loader(write):
     folder = write()
     (folder / "refs(unc).p").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(ValueError, match=r"refs\(unc\).p is not a plain pickle.*os.system"):
+        load_refer(folder, "unc", "val", "pictures")
+
+
+@pytest.fixture
+def write_generalised(tmp_path):
+    """Writes a folder of gRefCOCO with references of image 1 to lists of annotations."""
+
+    def write(*targets, crowds=()):
+        folder = tmp_path / "grefcoco"
+        folder.mkdir()
+        annotations = [a | {"iscrowd": int(a["id"] in crowds)} for a in INSTANCES["annotations"]]
+        instances = INSTANCES | {"annotations": annotations}
+        references = [_reference(k, ids, 1, "val", f"no {k}") for k, ids in enumerate(targets)]
+        (folder / "instances.json").write_text(json.dumps(instances))
+        (folder / "grefs(unc).json").write_text(json.dumps(references))
+        return folder
+
+    return write
+
+
+def test_generalised_references_are_about_any_number_of_objects(write_generalised):
+    folder = write_generalised([31, 30], [-1], [30])
+    records = load_refer(folder, "unc", "val", "pictures")
+    assert [r["target_indices"] for r in records] == [[1, 0], [], [0]]
+    assert [len(r["annotations"]) for r in records] == [2, 2, 2]
+
+
+def test_crowds_are_no_targets_of_generalised_references(write_generalised, caplog):
+    folder = write_generalised([31, 30], [30], [-1], crowds=[30])
+    records = load_refer(folder, "unc", "val", "pictures")
+    # The second one, about a crowd only, must not pass for a sentence about nothing.
+    assert [(r["ref_id"], r["target_indices"]) for r in records] == [(0, [1]), (2, [])]
+    assert [a["iscrowd"] for a in records[0]["annotations"]] == [1, 0]
+    assert "1 references to crowds only (first: reference 1 of image 1)" in caplog.text
+
+
+def test_a_generalised_reference_with_one_bad_object_is_left_out(write_generalised, caplog):
+    records = load_refer(write_generalised([30, 99], [30]), "unc", "val", "pictures")
+    assert [r["ref_id"] for r in records] == [1]
+    assert "references to an annotation that their image does not have" in caplog.text
+
+
+def test_a_single_target_of_minus_one_is_no_reference_to_nothing(write, caplog):
+    folder = write([_reference(1, -1, 1, "val", "x"), REFERENCES[1]])
+    assert {r["ref_id"] for r in load_refer(folder, "unc", "val", "pictures")} == {5}
+    assert "annotation -1" in caplog.text
+
+
+def test_damaged_generalised_references_are_an_error(write_generalised):
+    folder = write_generalised([30])
+    references_file(folder, "unc").write_text("[{")
+    with pytest.raises(ValueError, match=r"grefs\(unc\).json is not valid JSON"):
         load_refer(folder, "unc", "val", "pictures")

@@ -19,6 +19,7 @@ NAMES = [
     *("refcoco_google_test", "refcocog_umd_test", "refcocog_google_train", "refcocog_google_val"),
     *(f"refclef_unc_{s}" for s in ("train", "val", "testA", "testB", "testC")),
     *(f"refclef_berkeley_{s}" for s in ("train", "val", "test")),
+    *(f"grefcoco_unc_{s}" for s in ("train", "val", "testA", "testB")),
 ]
 
 
@@ -42,7 +43,7 @@ def test_every_split_is_registered_and_nothing_is_read(tmp_path, monkeypatch):
     for module in (builtins, io):
         monkeypatch.setattr(module, "open", refuse)
     register_refer(tmp_path)
-    assert len(NAMES) == 24 == sum(map(len, REFER_SPLITS.values()))
+    assert len(NAMES) == 28 == sum(map(len, REFER_SPLITS.values()))
     assert set(NAMES) <= set(DatasetCatalog.list())
 
 
@@ -71,7 +72,7 @@ def test_published_sizes(tmp_path):
     sums = {
         key: [sum(size[column] for size in splits.values()) for column in (0, 2)]
         for key, splits in REFER_SPLITS.items()
-        if key[1] in ("unc", "umd") and key[0] != "refclef"
+        if key[1] in ("unc", "umd") and key[0] not in ("refclef", "grefcoco")
     }
     assert sums == {
         ("refcoco", "unc"): [50000, 142210],
@@ -96,6 +97,26 @@ def test_every_split_loads_strictly(complete_root, name):
     else:
         assert classes <= set(range(80))
         assert records[0]["file_name"].startswith(f"{complete_root}/coco/train2014/COCO_train2014_")
+
+
+def test_the_generalised_references_have_any_number_of_targets(complete_root):
+    register_refer(complete_root)
+    metadata = MetadataCatalog.get("grefcoco_unc_val")
+    assert metadata.refs_file == str(complete_root / "grefcoco" / "grefs(unc).json")
+    records = DatasetCatalog.get("grefcoco_unc_train")
+    assert {len(record["target_indices"]) for record in records} == {0, 1, 2, 3}
+    missing = registered_entries()["grefcoco_unc_val"].how_to_get
+    assert "github.com/henghuiding/gRefCOCO" in missing
+
+
+def test_a_sentence_about_nothing_trains_to_say_so(complete_root, tiny_cfg):
+    register_refer(complete_root)
+    records = DatasetCatalog.get("grefcoco_unc_train")
+    mapper = RoseDatasetMapper(tiny_cfg, is_train=True)
+    sample = mapper(next(r for r in records if not r["target_indices"]))
+    assert len(sample["instances"]) == 0
+    assert sample["conversation"].response == "There is nothing to segment in this image."
+    assert len(sample["negative_points"]) == 2
 
 
 @pytest.mark.parametrize("name", ["refcoco_unc_train", "refclef_unc_train"])

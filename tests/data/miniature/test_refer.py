@@ -37,7 +37,7 @@ def _annotations(root, dataset):
 def test_it_is_deterministic(root, tmp_path):
     write_refer(tmp_path, with_images=True)
     files = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
-    assert len(files) == 4 + 7 + 6 + 6
+    assert len(files) == 5 + 8 + 6 + 6
     for file in files:
         assert (root / file).read_bytes() == (tmp_path / file).read_bytes()
 
