@@ -2,12 +2,10 @@
 
 from rose_d2.evaluation.build import build_evaluator
 from rose_d2.evaluation.category_evaluation import CategoryNameEvaluator
-from rose_d2.evaluation.dense_evaluation import (
-    RoseCOCOEvaluator,
-    RosePanopticEvaluator,
-    RoseSemSegEvaluator,
-)
+from rose_d2.evaluation.instance_evaluation import RoseCOCOEvaluator
+from rose_d2.evaluation.panoptic_evaluation import RosePanopticEvaluator
 from rose_d2.evaluation.referring_evaluation import RefCOCOEvaluator
+from rose_d2.evaluation.semantic_evaluation import RoseSemSegEvaluator
 
 __all__ = [
     "CategoryNameEvaluator",

@@ -6,8 +6,7 @@ import itertools
 import logging
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -17,43 +16,21 @@ from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 
 from rose_d2.evaluation.ground_truth import GroundTruthObjects, load_objects
+from rose_d2.evaluation.mask_encoding import mask_areas
+from rose_d2.evaluation.name_metrics import (
+    ObjectMatch,
+    mean_name_similarity,
+    name_metrics,
+    percent,
+    share_of_right_classes,
+)
 from rose_d2.layers.mask_ops import pairwise_intersection
-from rose_d2.modeling.patch_analyzer.super_patch import ROLES, STUFF_ROLE
+from rose_d2.modeling.patch_analyzer.super_patch import STUFF_ROLE
 from rose_d2.modeling.vocabulary import MAPPING_RULES, UNMAPPED, CategoryVocabulary
 
 logger = logging.getLogger(__name__)
 
-_SIZES = ROLES[: STUFF_ROLE + 1]  # small, medium, large, stuff
-
-
-class ObjectMatch(NamedTuple):
-    """What became of one annotated object.
-
-    Attributes:
-        intersection: pixels it shares with its prediction, 0 without one.
-        union: pixels of object or prediction.
-        size: index into small, medium, large, stuff.
-        exact: 1 if the prediction's name is the class's name.
-        normalised: 1 if it is, but for case, number, punctuation, hyphen or article.
-        right_class: 1 if the prediction was mapped to the object's class by any rule.
-    """
-
-    intersection: int
-    union: int
-    size: int
-    exact: int
-    normalised: int
-    right_class: int
-
-    @property
-    def found(self) -> bool:
-        """Whether a prediction covers it with an IoU of at least 0.5."""
-        return self.intersection > 0 and 2 * self.intersection >= self.union
-
-    @property
-    def iou(self) -> float:
-        """IoU with its prediction, 0 without one."""
-        return self.intersection / self.union if self.union else 0.0
+_UNMAPPED_INDEX = MAPPING_RULES.index(UNMAPPED)
 
 
 class CategoryNameEvaluator(DatasetEvaluator):
@@ -65,11 +42,14 @@ class CategoryNameEvaluator(DatasetEvaluator):
     * IoU_found: mean IoU of the found objects; IoU_all: of all objects, 0 without a pair;
     * recall, and recall-{size}: share of objects found. Sizes are those of the super-patch roles:
       stuff, or sqrt(area) in the model's square view against the scale bounds;
-    * name_exact, name_normalised, name_class: share of found objects whose prediction has the
-      right name, the right name up to normalisation, the right class by any rule;
-    * rule-{rule}: share of all predictions that each rule of `CategoryVocabulary` mapped.
+    * name_exact, name_normalised: share of found objects whose prediction has the right name, or
+      has it up to normalisation; name_class: the right class, as the headline numbers count it;
+    * name_similarity: mean cosine, times 100, of the text embeddings of the generated name and of
+      the class's name over the found objects;
+    * rule-{rule}: share of all predictions that each rule of `CategoryVocabulary` mapped;
+    * in the group "names_levels": name_class at every level of the vocabulary.
 
-    All are percentages; without annotated objects only the last line is reported.
+    All but the similarity are percentages; without annotated objects only the rules are reported.
     """
 
     def __init__(
@@ -78,6 +58,8 @@ class CategoryNameEvaluator(DatasetEvaluator):
         *,
         view_size: int,
         scale_bounds: Sequence[float],
+        levels: Sequence[str] = (),
+        embed_names: Callable[[tuple[str, ...]], torch.Tensor] | None = None,
         distributed: bool = True,
     ) -> None:
         """
@@ -85,84 +67,109 @@ class CategoryNameEvaluator(DatasetEvaluator):
             dataset_name: registered dataset with annotations or panoptic segments.
             view_size: side of the model's square view in pixels.
             scale_bounds: sqrt(area) at which small and medium end, in pixels of that view.
+            levels: levels of the vocabulary to report, where the predictions name their rule.
+            embed_names: maps K names to (K, d) embeddings, called once at the end on the main
+                process; None leaves name_similarity out.
             distributed: gather the counts of all processes.
         """
         self._vocabulary = CategoryVocabulary.from_metadata(MetadataCatalog.get(dataset_name))
         self._samples = {sample["image_id"]: sample for sample in DatasetCatalog.get(dataset_name)}
         self._view_size = view_size
         self._scale_bounds = tuple(scale_bounds)
+        self._levels = tuple(levels)
+        self._embed_names = embed_names
         self._distributed = distributed
         self.reset()
 
     def reset(self) -> None:
         """Forget all predictions."""
         self._matches: list[ObjectMatch] = []
-        self._rule_counts: Counter[str] = Counter()
+        self._rule_counts: Counter[int] = Counter()
+        self._name_pairs: Counter[tuple[str, str]] = Counter()  # of found objects
+        self._has_rules = False
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """
         Args:
             inputs: with "image_id".
-            outputs: with "instances" at original size.
+            outputs: with "instances" at original size; `mapped_classes` and `mapping_rules`,
+                where there are any, are those of the most generous level.
         """
         for sample_input, output in zip(inputs, outputs, strict=True):
             instances = output["instances"]
-            rules = self._applied_rules(instances)
+            classes, rules = self._mapping(instances)
             self._rule_counts.update(rules)
             objects = load_objects(self._samples[sample_input["image_id"]])
             if objects is not None:
-                self._matches.extend(self._match(objects, instances, rules))
+                self._match(objects, instances, classes, rules)
 
     def evaluate(self) -> OrderedDict:
         """
         Returns:
-            {"names": metrics}; empty on all but the main process.
+            {"names": metrics, "names_levels": share per level}; empty on all but the main process.
         """
-        matches, rule_counts = self._matches, self._rule_counts
-        if self._distributed:
-            matches = list(itertools.chain(*comm.all_gather(matches)))
-            rule_counts = sum(comm.all_gather(rule_counts), Counter())
-            if not comm.is_main_process():
-                return OrderedDict()
+        state = self._matches, self._rule_counts, self._name_pairs, self._has_rules
+        parts = comm.gather(state, dst=0) if self._distributed else [state]
+        if self._distributed and not comm.is_main_process():
+            return OrderedDict()
+        gathered, counted, named, has_rules = zip(*parts, strict=True)
+        matches = list(itertools.chain(*gathered))
+        rule_counts, name_pairs = sum(counted, Counter()), sum(named, Counter())
         metrics = name_metrics(matches) if matches else {}
-        total = rule_counts.total()
-        for rule in MAPPING_RULES:
-            metrics[f"rule-{rule}"] = _percent(rule_counts[rule], total)
+        if self._embed_names is not None and matches:
+            metrics |= self._name_similarity(name_pairs)
+        for index, rule in enumerate(MAPPING_RULES):
+            metrics[f"rule-{rule}"] = percent(rule_counts[index], rule_counts.total())
         logger.info("Mask and name results:\n%s", create_small_table(metrics))
-        return OrderedDict(names=metrics)
+        results = OrderedDict(names=metrics)
+        if self._levels and matches and any(has_rules):
+            results["names_levels"] = {
+                level: share_of_right_classes(matches, level) for level in self._levels
+            }
+        return results
 
-    def _applied_rules(self, instances: Instances) -> list[str]:
-        """Rule that mapped each prediction; what spelling cannot explain was similarity."""
+    def _mapping(self, instances: Instances) -> tuple[list[int], list[int]]:
+        """Class of each prediction by any rule and the rule's index."""
+        if instances.has("mapping_rules"):
+            self._has_rules = True
+            return instances.mapped_classes.tolist(), instances.mapping_rules.tolist()
+        classes = instances.pred_classes.tolist()
         rules = self._vocabulary.map_names(list(instances.pred_category_names)).rules
-        return [
+        # What the vocabulary at hand does not know was the similarity rule.
+        named = [
             "similarity" if rule == UNMAPPED and class_id >= 0 else rule
-            for rule, class_id in zip(rules, instances.pred_classes.tolist(), strict=True)
+            for rule, class_id in zip(rules, classes, strict=True)
         ]
+        return classes, [MAPPING_RULES.index(rule) for rule in named]
 
     def _match(
-        self, objects: GroundTruthObjects, instances: Instances, rules: Sequence[str]
-    ) -> list[ObjectMatch]:
+        self,
+        objects: GroundTruthObjects,
+        instances: Instances,
+        classes: Sequence[int],
+        rules: Sequence[int],
+    ) -> None:
         pred_masks = instances.pred_masks
         intersections = pairwise_intersection(objects.masks.to(pred_masks.device), pred_masks).cpu()
-        object_areas = objects.masks.flatten(1).sum(dim=1)
-        pred_areas = pred_masks.flatten(1).sum(dim=1).cpu()
+        object_areas = mask_areas(objects.masks)
+        pred_areas = mask_areas(pred_masks).cpu()
         unions = object_areas[:, None] + pred_areas[None, :] - intersections  # (N, K)
         partner = _pair_greedily(intersections, unions)
-        classes = instances.pred_classes.tolist()
-        matches = []
-        for index in range(len(objects)):
+        headline = instances.pred_classes.tolist()
+        for index, class_id in enumerate(objects.classes):
             area = int(object_areas[index])
             size = self._size_index(area, objects, index)
             pred = partner.get(index)
             if pred is None:
-                matches.append(ObjectMatch(0, area, size, 0, 0, 0))
+                self._matches.append(ObjectMatch(0, area, size, _UNMAPPED_INDEX, 0))
                 continue
-            right = classes[pred] == objects.classes[index]
-            exact = right and rules[pred] == "exact"
-            normalised = right and rules[pred] in ("exact", "normalised")
+            rule = rules[pred] if classes[pred] == class_id else _UNMAPPED_INDEX
             counts = int(intersections[index, pred]), int(unions[index, pred])
-            matches.append(ObjectMatch(*counts, size, int(exact), int(normalised), int(right)))
-        return matches
+            match = ObjectMatch(*counts, size, rule, int(headline[pred] == class_id))
+            self._matches.append(match)
+            if match.found and self._embed_names is not None:
+                name = instances.pred_category_names[pred]
+                self._name_pairs[name, self._vocabulary.class_names[class_id]] += 1
 
     def _size_index(self, area: int, objects: GroundTruthObjects, index: int) -> int:
         if objects.is_stuff[index]:
@@ -171,29 +178,14 @@ class CategoryNameEvaluator(DatasetEvaluator):
         scale = math.sqrt(area / (height * width)) * self._view_size
         return sum(scale >= bound for bound in self._scale_bounds)
 
-
-def name_metrics(matches: Sequence[ObjectMatch]) -> dict[str, float]:
-    """Percentages of `CategoryNameEvaluator`, independent of the objects' order.
-
-    Args:
-        matches: one per annotated object.
-
-    Returns:
-        the metrics; NaN where there is nothing to average.
-    """
-    found = [match for match in matches if match.found]
-    metrics = {
-        "IoU_found": _percent(math.fsum(match.iou for match in found), len(found)),
-        "IoU_all": _percent(math.fsum(match.iou for match in matches), len(matches)),
-        "recall": _percent(len(found), len(matches)),
-    }
-    for index, size in enumerate(_SIZES):
-        of_size = [match for match in matches if match.size == index]
-        metrics[f"recall-{size}"] = _percent(sum(m.found for m in of_size), len(of_size))
-    metrics["name_exact"] = _percent(sum(m.exact for m in found), len(found))
-    metrics["name_normalised"] = _percent(sum(m.normalised for m in found), len(found))
-    metrics["name_class"] = _percent(sum(m.right_class for m in found), len(found))
-    return metrics
+    def _name_similarity(self, name_pairs: Counter[tuple[str, str]]) -> dict[str, float]:
+        if not name_pairs:
+            return {"name_similarity": math.nan}
+        try:
+            return {"name_similarity": mean_name_similarity(name_pairs, self._embed_names)}
+        except OSError as error:  # a text tower that is not on this machine
+            logger.warning("name_similarity is left out, names cannot be embedded: %s", error)
+            return {}
 
 
 def _pair_greedily(intersections: torch.Tensor, unions: torch.Tensor) -> dict[int, int]:
@@ -207,7 +199,3 @@ def _pair_greedily(intersections: torch.Tensor, unions: torch.Tensor) -> dict[in
             partner[index] = pred
             taken.add(pred)
     return partner
-
-
-def _percent(part: float, whole: int) -> float:
-    return 100.0 * part / whole if whole else math.nan

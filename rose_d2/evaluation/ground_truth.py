@@ -68,8 +68,9 @@ def _load_annotations(dataset_dict: dict) -> GroundTruthObjects:
 
 def _load_segments(dataset_dict: dict) -> GroundTruthObjects:
     with PathManager.open(dataset_dict["pan_seg_file_name"], "rb") as file:
-        colours = np.array(Image.open(file), dtype=np.int64)
-    ids = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]  # (H, W)
+        colours = np.asarray(Image.open(file))
+    red, green, blue = np.moveaxis(colours[..., :3].astype(np.int32), 2, 0)  # (H, W) each
+    ids = torch.from_numpy(red + 256 * green + 65536 * blue)
     groups: dict[tuple, list[int]] = {}
     for segment in dataset_dict["segments_info"]:
         if segment.get("iscrowd", 0):
@@ -79,7 +80,8 @@ def _load_segments(dataset_dict: dict) -> GroundTruthObjects:
         groups.setdefault(key, []).append(segment["id"])
     masks = torch.zeros(len(groups), *ids.shape, dtype=torch.bool)
     for mask, segment_ids in zip(masks, groups.values(), strict=True):
-        mask.copy_(torch.from_numpy(np.isin(ids, segment_ids)))
+        for segment_id in segment_ids:
+            mask |= ids == segment_id
     return GroundTruthObjects(
         masks, [class_id for _, class_id, _ in groups], [is_stuff for is_stuff, _, _ in groups]
     )

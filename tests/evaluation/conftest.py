@@ -4,6 +4,7 @@ Scene 1 (40 x 60): sky above, grass below, two void columns at the right; a dog,
 border of both, a crowd of dogs. Scene 2 (50 x 30): grass, and two cats that touch.
 """
 
+import copy
 import json
 from types import SimpleNamespace
 
@@ -14,8 +15,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
 from rose_d2.layers.mask_ops import masks_to_boxes
+from rose_d2.modeling.vocabulary import MAPPING_RULES, counts_at
 from rose_d2.structures.category_names import CategoryNames
 
 CLASSES = ["dog", "cat", "sky", "grass"]
@@ -220,3 +223,92 @@ def perfect(scenes):
 def instances_from():
     """The function that makes Instances from hand-written rows."""
     return make_instances
+
+
+@pytest.fixture
+def evaluate(scenes):
+    """Function that gives an evaluator the outputs of both scenes, by image id."""
+
+    def run(evaluator, kind, outputs):
+        evaluator.reset()
+        for sample in scenes.dicts[kind]:
+            evaluator.process([sample], [copy.deepcopy(outputs[sample["image_id"]])])
+        return evaluator.evaluate()
+
+    return run
+
+
+@pytest.fixture
+def name_rules():
+    """Function that adds the rule of every prediction; the headline level is "synonym"."""
+
+    def add(instances, rules):
+        indices = [MAPPING_RULES.index(rule) for rule in rules]
+        instances.mapped_classes = instances.pred_classes.clone()
+        instances.mapping_rules = torch.tensor(indices, dtype=torch.long)
+        counts = torch.tensor([counts_at(rule, "synonym") for rule in rules], dtype=torch.bool)
+        instances.pred_classes = torch.where(counts, instances.pred_classes, -1)
+        return instances
+
+    return add
+
+
+def draw_ellipse(rng, size):
+    """A random ellipse, cut by the border; bool (H, W)."""
+    centre, radius = rng.uniform(0, size, 2), rng.uniform(4, 14, 2)
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    rows, columns = (rows - centre[0]) / radius[0], (columns - centre[1]) / radius[1]
+    return rows**2 + columns**2 <= 1
+
+
+@pytest.fixture(scope="session")
+def random_instances():
+    """Function (seed, images, classes) -> (COCO, results, images as plain arrays).
+
+    Three of four objects are found, shifted by up to a pixel, some under another class; other
+    predictions hit nothing; scores tie. Every sixth object is a crowd. Category ids are 3, 5, ...
+    An image is ([(mask, class, is crowd)], [(mask, class, score)]).
+    """
+
+    def make(seed, num_images=8, num_classes=3, size=(40, 50)):
+        rng = np.random.default_rng(seed)
+        images, annotations, results = [], [], []
+        for image_id in range(1, num_images + 1):
+            objects, predictions = [], []
+            for _ in range(rng.integers(0, 7)):
+                mask, class_id = draw_ellipse(rng, size), int(rng.integers(num_classes))
+                if not mask.any():
+                    continue
+                objects.append((mask, class_id, bool(rng.random() < 1 / 6)))
+                if rng.random() < 3 / 4:
+                    moved = np.roll(mask, rng.integers(-1, 2, 2), axis=(0, 1))
+                    named = int(rng.integers(num_classes)) if rng.random() < 0.3 else class_id
+                    predictions.append((moved, named, float(rng.integers(1, 20) / 20)))
+            for _ in range(rng.integers(0, 4)):
+                mask = draw_ellipse(rng, size)
+                score = float(rng.integers(1, 20) / 20)
+                predictions.append((mask, int(rng.integers(num_classes)), score))
+            images.append((objects, predictions))
+            for mask, class_id, crowd in objects:
+                common = {"image_id": image_id, "category_id": 2 * class_id + 3}
+                box = coco_mask.toBbox(_rle(mask)).tolist()
+                entry = {"iscrowd": int(crowd), "area": int(mask.sum()), "bbox": box}
+                entry |= {"id": len(annotations) + 1, "segmentation": _rle(mask)}
+                annotations.append(common | entry)
+            for mask, class_id, score in predictions:
+                common = {"image_id": image_id, "category_id": 2 * class_id + 3}
+                code = _rle(mask)
+                box = coco_mask.toBbox(code).tolist()
+                results.append(common | {"score": score, "segmentation": code, "bbox": box})
+        truth = COCO()
+        truth.dataset = {
+            "images": [
+                {"id": i + 1, "height": size[0], "width": size[1]} for i in range(num_images)
+            ],
+            "annotations": annotations,
+            "categories": [{"id": 2 * c + 3, "name": str(c)} for c in range(num_classes)],
+        }
+        truth.createIndex()
+        return truth, results, images
+
+    return make

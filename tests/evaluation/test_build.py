@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -40,7 +41,73 @@ def test_ground_truth_passes_through_the_dense_evaluators(cfg, scenes, perfect, 
     task, metric = headline.get(kind, ("panoptic_seg", "PQ"))
     assert results[task][metric] == pytest.approx(100)
     assert results["names"]["name_exact"] == 100
+    assert results["names"]["name_similarity"] == pytest.approx(100)
     assert (scenes.root / "run" / "inference" / scenes.names[kind]).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [("coco", "segm"), ("sem_seg", "sem_seg"), ("coco_panoptic_seg", "panoptic_seg")],
+)
+def test_levels_and_open_metrics_follow_the_config(
+    cfg, scenes, perfect, name_rules, monkeypatch, kind, task
+):
+    asked = []
+
+    def similarity(names, measure, *, wordnet):
+        asked.append((len(names), measure, wordnet))
+        return np.eye(len(names))
+
+    monkeypatch.setattr("rose_d2.evaluation.build.class_similarity_matrix", similarity)
+    cfg.TEST.OPEN_METRICS, cfg.TEST.VOCABULARY.WORDNET = "wup", ""
+    evaluator = build_evaluator(cfg, scenes.names[kind])
+    evaluator.reset()
+    for sample in scenes.dicts[kind]:
+        output = copy.deepcopy(perfect[sample["image_id"]])
+        if kind == "coco":
+            output = {"instances": output["instances"][output["instances"].pred_classes < 2]}
+        name_rules(output["instances"], ["exact"] * len(output["instances"]))
+        if kind == "sem_seg":
+            answer = {"sem_seg_labels": output["sem_seg"].argmax(dim=0)}
+        elif kind == "coco_panoptic_seg":
+            answer = {"panoptic_seg": output["panoptic_seg"]}
+        if kind != "coco":
+            output["levels"] = dict.fromkeys(("exact", "normalised", "synonym"), answer)
+        evaluator.process([sample], [output])
+    results = evaluator.evaluate()
+    expected = dict.fromkeys(("exact", "normalised", "synonym"), pytest.approx(100))
+    assert results[f"{task}_levels"] == results["names_levels"] == expected
+    assert [*results[f"open_{task}"].values()][0] == pytest.approx(100)
+    assert asked == [(2 if kind == "coco" else 4, "wup", "")]
+
+
+@pytest.mark.parametrize("kind", ["coco", "sem_seg", "coco_panoptic_seg"])
+def test_the_order_of_the_images_does_not_matter(cfg, scenes, perfect, name_rules, kind):
+    """As with several processes; not a digit may differ. Scores tie, some names are wrong."""
+    cfg.TEST.VOCABULARY.WORDNET = ""
+    for output in perfect.values():
+        things = output["instances"][output["instances"].pred_classes < 2]
+        things.scores[:] = 0.5
+        things.pred_masks[0, :, :20] = False
+        things.pred_classes[-1] = 0
+        output["instances"] = name_rules(things, ["exact", "synonym"])
+        output["sem_seg"][2:, :, :7] = 0
+        output["panoptic_seg"][0][:9] = 0
+        output["levels"] = {
+            "exact": {
+                "sem_seg_labels": output["sem_seg"][:4].argmax(dim=0),
+                "panoptic_seg": output["panoptic_seg"],
+            }
+        }
+    results = []
+    for step in (1, -1):
+        evaluator = build_evaluator(cfg, scenes.names[kind])
+        evaluator.reset()
+        for sample in scenes.dicts[kind][::step]:
+            evaluator.process([sample], [copy.deepcopy(perfect[sample["image_id"]])])
+        results.append(evaluator.evaluate())
+    assert str(results[0]) == str(results[1])  # NaN does not equal itself
+    assert 0 < results[0]["names"]["recall"] < 100
 
 
 def test_referring_uses_the_grid_and_window_of_the_config(cfg, scenes):

@@ -1,19 +1,19 @@
 import math
 from collections import Counter
 
-import numpy as np
 import pytest
+import torch
 from detectron2.utils import comm
 
-from rose_d2.evaluation.category_evaluation import (
-    CategoryNameEvaluator,
-    ObjectMatch,
-    name_metrics,
-)
+from rose_d2.evaluation.category_evaluation import CategoryNameEvaluator
+from rose_d2.evaluation.name_metrics import ObjectMatch
+from rose_d2.modeling.vocabulary import LEVELS, MAPPING_RULES
 
 
-def _make(scenes, kind="coco_panoptic_seg", bounds=(32.0, 96.0)):
-    evaluator = CategoryNameEvaluator(scenes.names[kind], view_size=100, scale_bounds=bounds)
+def _make(scenes, kind="coco_panoptic_seg", bounds=(32.0, 96.0), **options):
+    evaluator = CategoryNameEvaluator(
+        scenes.names[kind], view_size=100, scale_bounds=bounds, **options
+    )
     evaluator.reset()
     return evaluator
 
@@ -111,21 +111,75 @@ def test_no_prediction(scenes, instances_from):
 def test_without_annotated_objects_only_the_rules_are_reported(scenes, perfect):
     for sample in scenes.dicts["sem_seg"]:
         del sample["pan_seg_file_name"]
-    rules = ("exact", "normalised", "synonym", "similarity", "unmapped")
-    assert set(_run(scenes, perfect, "sem_seg")) == {f"rule-{rule}" for rule in rules}
-
-
-def test_metrics_do_not_depend_on_the_order():
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(1, 10**6, size=(500, 2)).tolist()
-    matches = [ObjectMatch(a, a + b, i % 4, 1, 1, 1) for i, (a, b) in enumerate(pixels)]
-    assert name_metrics(matches) == name_metrics(matches[::-1])
+    assert set(_run(scenes, perfect, "sem_seg")) == {f"rule-{rule}" for rule in MAPPING_RULES}
 
 
 def test_counts_of_other_processes_are_gathered(scenes, perfect, monkeypatch):
-    other = {list: [ObjectMatch(0, 10, 0, 0, 0, 0)], Counter: Counter({"unmapped": 3})}
-    monkeypatch.setattr(comm, "all_gather", lambda value: [value, other[type(value)]])
+    unmapped = MAPPING_RULES.index("unmapped")
+    other = [ObjectMatch(0, 10, 0, unmapped, 0)], Counter({unmapped: 3}), Counter(), False
+    monkeypatch.setattr(comm, "gather", lambda state, dst: [state, other])
     evaluator = _make(scenes)
     evaluator.process(scenes.dicts["coco_panoptic_seg"][1:], [perfect[2]])
     results = evaluator.evaluate()["names"]
     assert results["recall"] == 75 and results["rule-unmapped"] == 50
+
+
+@pytest.fixture
+def lawn(perfect, name_rules):
+    """Grass called "lawn" by hyponym, a cat called "Cats", a dog called "sky"; 7 objects."""
+    first, second = perfect[1]["instances"], perfect[2]["instances"]
+    names = type(first.pred_category_names)
+    first.pred_category_names = names(["sky", "lawn", "sky", "Cats"])
+    first.pred_classes[2] = 2
+    name_rules(first, ["exact", "hyponym", "exact", "normalised"])
+    name_rules(second, ["exact", "exact", "unmapped"])
+    second.pred_category_names = names(["grass", "cat", "thing"])
+    second.mapped_classes[2] = -1
+    return perfect
+
+
+def test_shares_of_right_classes_per_level(scenes, lawn):
+    evaluator = _make(scenes, levels=LEVELS)
+    for sample in scenes.dicts["coco_panoptic_seg"]:
+        evaluator.process([sample], [lawn[sample["image_id"]]])
+    results = evaluator.evaluate()
+    expected = dict.fromkeys(LEVELS, 400 / 7) | {"exact": 300 / 7}
+    expected |= dict.fromkeys(LEVELS[LEVELS.index("hyponym") :], 500 / 7)
+    assert results["names_levels"] == pytest.approx(expected)
+    assert list(results["names_levels"]) == list(LEVELS)
+    names = results["names"]
+    assert names["name_class"] == results["names_levels"]["synonym"]
+    assert names["name_exact"] == pytest.approx(300 / 7)
+    assert names["rule-exact"] == pytest.approx(400 / 7)
+    assert names["rule-hyponym"] == names["rule-unmapped"] == pytest.approx(100 / 7)
+
+
+def test_without_rules_there_are_no_levels(scenes, perfect):
+    evaluator = _make(scenes, levels=LEVELS)
+    evaluator.process(scenes.dicts["coco_panoptic_seg"][:1], [perfect[1]])
+    assert set(evaluator.evaluate()) == {"names"}
+
+
+def test_similarity_of_the_names_of_found_objects(scenes, lawn):
+    """The dog is drawn too badly to be found, so its name does not count."""
+    lawn[1]["instances"].pred_masks[2, 6:] = False
+    table = {"sky": (1, 0), "grass": (0, 2), "lawn": (3, 4), "cat": (0, 1), "Cats": (0, -1)}
+    asked = []
+
+    def embed(names):
+        asked.append(names)
+        return torch.tensor([table.get(name, (1.0, 0.0)) for name in names])
+
+    results = _run(scenes, lawn, embed_names=embed)
+    # sky 1, lawn 0.8, Cats -1, grass 1, cat 1, thing 0.
+    assert results["name_similarity"] == pytest.approx(100 * (1 + 0.8 - 1 + 1 + 1 + 0) / 6)
+    assert len(asked) == 1 and list(asked[0]) == sorted(set(asked[0]))
+
+
+def test_a_missing_text_tower_costs_one_number(scenes, perfect, caplog):
+    def embed(names):
+        raise OSError("no such model")
+
+    results = _run(scenes, perfect, embed_names=embed)
+    assert "name_similarity" not in results and results["recall"] == 100
+    assert "no such model" in caplog.text

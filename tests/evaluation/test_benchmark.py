@@ -1,0 +1,67 @@
+import time
+
+import pytest
+from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+
+from rose_d2.evaluation.benchmark import EvaluationCost, measure_evaluation
+
+BATCHES = [[{"image_id": i, "task": "referring"}] for i in range(40)]
+
+
+def model(inputs):
+    time.sleep(0.004)
+    return [{"ref_patch": item["image_id"]} for item in inputs]
+
+
+class Slow(DatasetEvaluator):
+    def process(self, inputs, outputs):
+        time.sleep(0.002)
+
+    def evaluate(self):
+        time.sleep(0.02)
+
+
+class Refusing(DatasetEvaluator):
+    def evaluate(self):
+        raise ValueError("a part of the dataset is missing")
+
+
+class Hoarding(DatasetEvaluator):
+    def reset(self):
+        self.kept = []
+
+    def process(self, inputs, outputs):
+        self.kept.append(bytearray(b"x" * 1_000_000))
+
+
+def test_each_part_is_timed_on_its_own():
+    cost = measure_evaluation(model, BATCHES, DatasetEvaluators([Slow(), Refusing()]), 20)
+    assert cost.num_images == 20
+    assert cost.model >= 4 and cost.process["Slow"] >= 2
+    assert cost.process["Refusing"] < cost.process["Slow"]
+    assert cost.finish["Slow"] >= 1 and cost.finish["Refusing"] is None
+    assert 0 < cost.encoded < 0.02
+
+
+def test_growing_memory_is_seen():
+    cost = measure_evaluation(model, BATCHES, Hoarding(), 40)
+    assert 90 < cost.memory_growth < 110
+    assert 100 <= cost.state < 101
+
+
+def test_the_share_counts_process_and_end():
+    cost = EvaluationCost(9, 1.0, 10.0, {"A": 0.5, "B": 1.0}, {"A": 0.5, "B": None}, [], 0.0, 0.1)
+    assert cost.share == 0.2
+
+
+def test_memory_that_goes_up_and_down_does_not_grow():
+    memory = [(8 * i, 700.0 + 50 * (i % 2)) for i in range(1, 17)]
+    assert EvaluationCost(128, 1.0, 1.0, {}, {}, memory, 0.0, 0.1).memory_growth == 0
+    memory = [(images, megabytes + images / 10) for images, megabytes in memory]
+    cost = EvaluationCost(128, 1.0, 1.0, {}, {}, memory, 0.0, 0.1)
+    assert cost.memory_growth == pytest.approx(10)
+
+
+def test_nothing_to_measure_is_refused():
+    with pytest.raises(ValueError, match="no image"):
+        measure_evaluation(model, [], Slow(), 5)
