@@ -1,0 +1,88 @@
+r"""Measure how well a model refines masks and names, on first turns made from the ground truth.
+
+    python tools/measure_refinement.py --config-file configs/rose_tiny.yaml --num 200 --seeds 3 \\
+        MODEL.WEIGHTS checkpoints/rose_tiny
+
+One object of every image is refined three times: from a mask corrupted to an IoU of 0.5 to 0.7,
+from such a mask under a wrong name, and from its box alone. Prints a table and the same as JSON:
+means over the seeds and their standard deviation, in percent.
+"""
+
+import argparse
+import json
+import sys
+
+from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import build_model
+
+import rose_d2  # noqa: F401  (registers the model and the datasets)
+from rose_d2.config import add_rose_config
+from rose_d2.data.build import load_dataset_dicts
+from rose_d2.data.dataset_mapper import RoseDatasetMapper
+from rose_d2.engine.checkpointer import RoseCheckpointer
+from rose_d2.refinement.synthetic_turns import refine_synthetic_turns, summarise
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="the config of the weights")
+    parser.add_argument(
+        "--dataset", default="clipart_panoptic_val", help="a registered dataset with object masks"
+    )
+    parser.add_argument("--num", type=int, default=200, help="images, from the first; 0: all")
+    parser.add_argument("--seeds", type=int, default=3, help="repetitions with other corruptions")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
+    args = parser.parse_args(argv)
+    if args.seeds < 1 or args.num < 0:
+        parser.error("--seeds must be at least 1 and --num at least 0")
+    return args
+
+
+def main(argv: list[str]) -> None:
+    """Print the table and the JSON."""
+    args = parse_args(argv)
+    cfg = get_cfg()
+    add_rose_config(cfg)
+    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_list(args.opts)
+    model = build_model(cfg).eval()
+    RoseCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    dicts = load_dataset_dicts(args.dataset, filter_empty=True)[: args.num or None]
+    metadata = MetadataCatalog.get(args.dataset)
+    has_stuff = metadata.evaluator_type in ("sem_seg", "coco_panoptic_seg")
+    names = metadata.stuff_classes if has_stuff else metadata.thing_classes
+    runs = [
+        refine_synthetic_turns(
+            model,
+            dicts,
+            RoseDatasetMapper(cfg, is_train=False),
+            [name.split(",")[0].strip() for name in names],
+            unseen=metadata.get("unseen_classes", ()),
+            seed=seed,
+            batch_size=cfg.TEST.IMS_PER_BATCH,
+            within_box=cfg.TEST.REFINEMENT.WITHIN_BOX,
+        )
+        for seed in range(args.seeds)
+    ]
+    summary = summarise(runs)
+    print_table(summary)
+    print(json.dumps({"images": len(dicts), "seeds": args.seeds, **summary}, indent=2))
+
+
+def print_table(summary: dict[str, dict[str, tuple[float, float]]]) -> None:
+    """One row a metric, one column a situation."""
+    print(f"{'%':<20}" + "".join(f"{situation:>16}" for situation in summary))
+    for metric in next(iter(summary.values())):
+        cells = [
+            f"{mean:.1f} ± {spread:.1f}" for mean, spread in (s[metric] for s in summary.values())
+        ]
+        print(f"{metric:<20}" + "".join(f"{cell:>16}" for cell in cells))
+    print()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
