@@ -8,8 +8,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from PIL import Image
+from refine_options import REFINE_COUNT, add_refine_options, check_refine_options
+
+if TYPE_CHECKING:
+    from folder_run import FolderRun
 
 EXAMPLES = """\
 examples:
@@ -28,6 +33,15 @@ examples:
   one object, described in words:
     python demo/demo.py --input photo.jpg --refer "the dog on the left"
 
+  polish masks of an earlier run, or of any other system (COCO JSON or a folder of label PNGs):
+  the three least sure segments of every image, or all of them with your own words:
+    python demo/demo.py --input photos/ --refine output/photos/predictions.json \\
+        --output output/polished
+    python demo/demo.py --input photos/ --refine label_pngs/ --output output/polished \\
+        --instruction "The mask is incomplete, please add what is missing."
+    python demo/demo.py --input photos/ --refine results.json --output output/polished \\
+        --refine-policy uncertain-boundary --refine-count 5
+
   another model, or other settings of it:
     python demo/demo.py --config-file configs/rose_7b.yaml --input photos/ \\
         --opts MODEL.WEIGHTS checkpoints/rose_7b.safetensors MODEL.DEVICE cuda
@@ -38,7 +52,7 @@ some could not be (they are listed at the end), 2 when the command itself is wro
 """
 
 _IGNORED_FILES = ("thumbs.db", "desktop.ini")
-_RESULTS = ("overlays", "panoptic", "contact_sheet.jpg")
+_RESULTS = ("overlays", "panoptic", "before_after", "contact_sheet.jpg")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -61,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
         "panoptic/; default: %(default)s",
     )
     _add_question(parser)
+    add_refine_options(parser)
     parser.add_argument(
         "--batch-size", type=int, default=1, metavar="N", help="images a step; default: %(default)s"
     )
@@ -174,6 +189,7 @@ def check_options(args: argparse.Namespace) -> None:
     Raises:
         ValueError: a value is out of range, or two options contradict each other.
     """
+    check_refine_options(args)
     if args.refer is not None:
         if args.task is not None:
             raise ValueError(f"--refer asks for one object, --task {args.task} for all: give one.")
@@ -202,7 +218,7 @@ def use_custom_data(args: argparse.Namespace) -> None:
         return
     images, names = custom
     args.input = [images]
-    if args.vocabulary is None and args.refer is None:
+    if args.vocabulary is None and args.refer is None and args.refine is None:
         args.vocabulary = names
 
 
@@ -220,6 +236,39 @@ def read_vocabulary(vocabulary: str) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in vocabulary.split(",") if name.strip()))
 
 
+def make_run(args: argparse.Namespace, images: list[Path]) -> "FolderRun":
+    """Make the run that the options ask for."""
+    common = {
+        "output": Path(args.output),
+        "config_file": args.config_file,
+        "opts": args.opts,
+        "overwrite": args.overwrite,
+        "overlay": not args.no_overlay,
+    }
+    if args.refine is not None:
+        from refine_run import RefineRun
+
+        return RefineRun(
+            images,
+            masks=Path(args.refine),
+            instruction=args.instruction,
+            policy=args.refine_policy,
+            count=args.refine_count or REFINE_COUNT,
+            **common,
+        )
+    from folder_run import FolderRun
+
+    return FolderRun(
+        images,
+        task=args.task,
+        refer=args.refer,
+        candidates=read_vocabulary(args.vocabulary) if args.vocabulary else None,
+        min_score=args.confidence_threshold,
+        batch_size=args.batch_size,
+        **common,
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     args = build_parser().parse_args(argv)
@@ -233,21 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             str(folder) for folder in (here, here.parent) if str(folder) not in sys.path
         ]
         warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
-        from folder_run import FolderRun
-
-        run = FolderRun(
-            images,
-            output=Path(args.output),
-            config_file=args.config_file,
-            opts=args.opts,
-            task=args.task,
-            refer=args.refer,
-            candidates=read_vocabulary(args.vocabulary) if args.vocabulary else None,
-            min_score=args.confidence_threshold,
-            batch_size=args.batch_size,
-            overwrite=args.overwrite,
-            overlay=not args.no_overlay,
-        )
+        run = make_run(args, images)
     except (ValueError, OSError) as error:
         print(f"demo.py: error: {error}", file=sys.stderr)
         return 2

@@ -32,6 +32,12 @@ TINY_WEIGHTS = Path(__file__).resolve().parent.parent / "checkpoints" / "rose_ti
 class FolderRun:
     """Segments images and keeps on disk what every batch gave, so that it can be continued."""
 
+    pictures = "overlays"
+    progress_name = "segmentation"
+    done_word = "segmented"
+    batch_size = 1
+    task: str | None = None
+
     def __init__(
         self,
         images: Sequence[Path],
@@ -65,8 +71,8 @@ class FolderRun:
             ValueError: options or config do not fit, or `output` holds results of other settings.
             OSError: config or weights do not exist.
         """
-        self.output, self.overlay, self.batch_size = output, overlay, batch_size
-        self.task, self.min_score = resolve_task(task, refer, candidates), min_score
+        self.batch_size, self.min_score = batch_size, min_score
+        self.task = self.progress_name = resolve_task(task, refer, candidates)
         self.question = {"task": task, "refer": refer, "candidates": candidates}
         cfg = load_config(config_file, opts, min_score)
         info = {
@@ -78,6 +84,20 @@ class FolderRun:
             "config_hash": config_hash(cfg),
             "weights_sha256": file_sha256(find_weights(cfg)),
         }
+        self._begin(images, output, cfg, info, overwrite=overwrite, overlay=overlay)
+
+    def _begin(
+        self,
+        images: Sequence[Path],
+        output: Path,
+        cfg: CfgNode,
+        info: dict[str, Any],
+        *,
+        overwrite: bool,
+        overlay: bool,
+    ) -> None:
+        """Open the file of predictions, find what is left to do, and load the model for it."""
+        self.output, self.overlay = output, overlay
         path = output / "predictions.json"
         self.predictions = PredictionsFile.open(path, info, overwrite=overwrite)
         self.images = list(images)
@@ -111,7 +131,7 @@ class FolderRun:
         return 130 if interrupted else int(bool(self.failures))
 
     def _segment_all(self) -> None:
-        with tqdm(total=len(self.todo), desc=self.task, unit="image") as progress:
+        with tqdm(total=len(self.todo), desc=self.progress_name, unit="image") as progress:
             readable = self._read_all(progress)
             while batch := list(itertools.islice(readable, self.batch_size)):
                 for (path, image), output in zip(batch, self._predict(batch), strict=True):
@@ -149,11 +169,18 @@ class FolderRun:
         name = self._result_name(path)
         # Pictures before the entry: an image counts as done only when it has them.
         if self.overlay:
-            save_image(self._draw(image, segments), self.output / "overlays" / f"{name}.jpg")
+            save_image(self._draw(image, segments), self.output / self.pictures / f"{name}.jpg")
         if self.task == "panoptic":
             ids = panoptic_ids(segments, image.shape[:2])
             save_image(ids, self.output / "panoptic" / f"{name}.png")
-        self.predictions.add(file_name_of(path), image.shape[:2], segments, result_name=name)
+        self._add(path, image, segments, name)
+
+    def _add(
+        self, path: Path, image: np.ndarray, segments: Sequence[Segment], name: str, **extra: Any
+    ) -> None:
+        """Count an image as done; `extra` goes into its entry."""
+        size = image.shape[:2]
+        self.predictions.add(file_name_of(path), size, segments, result_name=name, **extra)
         self._taken.add(name.casefold())
         self.done += 1
 
@@ -175,7 +202,7 @@ class FolderRun:
         entry = self.predictions.find(file_name_of(path))
         if entry is None:
             return False
-        wanted = [f"overlays/{entry['result_name']}.jpg"] if self.overlay else []
+        wanted = [f"{self.pictures}/{entry['result_name']}.jpg"] if self.overlay else []
         wanted += [f"panoptic/{entry['result_name']}.png"] if self.task == "panoptic" else []
         return all((self.output / file).is_file() for file in wanted)
 
@@ -191,7 +218,7 @@ class FolderRun:
     def _write_contact_sheet(self) -> None:
         entries = (self.predictions.find(file_name_of(path)) for path in self.images)
         shown = [entry for entry in entries if entry is not None][:_SHEET_PICTURES]
-        files = [self.output / "overlays" / f"{entry['result_name']}.jpg" for entry in shown]
+        files = [self.output / self.pictures / f"{entry['result_name']}.jpg" for entry in shown]
         pictures = []
         for file in files:
             with Image.open(file) as picture:
@@ -203,11 +230,12 @@ class FolderRun:
     def _report(self, interrupted: bool) -> None:
         earlier = len(self.images) - len(self.todo)
         print(
-            f"{self.done} images segmented" + (f", {earlier} were done before" if earlier else "")
+            f"{self.done} images {self.done_word}"
+            + (f", {earlier} were done before" if earlier else "")
         )
         print(f"predictions:   {self.predictions.path}")
         if self.overlay and self.done + earlier:
-            print(f"pictures:      {self.output / 'overlays'}")
+            print(f"pictures:      {self.output / self.pictures}")
             print(f"contact sheet: {self.output / 'contact_sheet.jpg'}")
         if self.failures:
             print(f"{_count(len(self.failures))} could not be done:", file=sys.stderr)

@@ -1,6 +1,7 @@
 """RosePredictor: images and an instruction in, model outputs out."""
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,12 +13,11 @@ from torch import nn
 
 from rose_d2.data.image_io import model_views
 from rose_d2.engine.checkpointer import RoseCheckpointer
-from rose_d2.prompts.conversation import Conversation
-from rose_d2.prompts.templates import CANDIDATE_TASKS, build_instruction
+from rose_d2.engine.questions import question_input, resolve_task
+from rose_d2.engine.session import RoseSession
+from rose_d2.engine.session_file import read_session
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_TASK = "panoptic"
 
 
 class RosePredictor:
@@ -31,6 +31,7 @@ class RosePredictor:
         >>> predictor(image)["panoptic_seg"]
         >>> predictor(image, refer="the dog on the left")["ref_seg"]
         >>> predictor(image, task="instance", candidates=["dog", "cat"])["instances"]
+        >>> session = predictor.open(image)  # for more than one question, see `RoseSession`
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module | None = None) -> None:
@@ -117,67 +118,54 @@ class RosePredictor:
         Raises:
             ValueError: the image is not uint8 (H, W, 3).
         """
+        return self.image_input(image) | question_input(task, refer, candidates)
+
+    def image_input(self, image: np.ndarray) -> dict[str, Any]:
+        """The part of `make_input` that does not depend on the question.
+
+        Args:
+            image: uint8 (H, W, 3), RGB.
+
+        Returns:
+            `image`, `sam_image`, `height` and `width`.
+
+        Raises:
+            ValueError: the image is not uint8 (H, W, 3).
+        """
         _check_image(image)
-        names = None if candidates is None else list(candidates)
-        instruction = build_instruction(task, description=refer, candidates=names)
         lmm_view, sam_view = model_views(
             image, self.cfg.MODEL.LMM.IMAGE_SIZE, self.cfg.MODEL.MASK_HEAD.IMAGE_SIZE
         )
-        mapped = {
+        return {
             "image": lmm_view,
             "sam_image": sam_view,
             "height": image.shape[0],
             "width": image.shape[1],
-            "task": task,
-            "conversation": Conversation(instruction),
         }
-        return mapped if names is None else mapped | {"candidates": names}
 
+    def open(self, image: np.ndarray) -> RoseSession:
+        """Begin a conversation about an image, in which results can be repaired.
 
-def resolve_task(
-    task: str | None, refer: str | None = None, candidates: Sequence[str] | None = None
-) -> str:
-    """The task that a user's options mean.
+        Args:
+            image: uint8 (H, W, 3), RGB.
 
-    Args:
-        task: "semantic", "instance", "panoptic", or None.
-        refer: a referring expression, or None.
-        candidates: class names, or None.
+        Raises:
+            ValueError: the image is not uint8 (H, W, 3).
+        """
+        return RoseSession(self, image)
 
-    Returns:
-        "referring" where there is an expression, else the task, by default "panoptic".
+    def reopen(self, folder: str | os.PathLike[str]) -> RoseSession:
+        """Continue a conversation that `RoseSession.save` wrote.
 
-    Raises:
-        ValueError: an option is empty or unknown, or two contradict each other.
-    """
-    if candidates is not None and (not candidates or not all(n.strip() for n in candidates)):
-        raise ValueError(
-            f"The class candidates {list(candidates)} must be one or more names, none of them "
-            "empty; leave them out to let the model name things freely."
-        )
-    if refer is not None:
-        if not refer.strip():
-            raise ValueError(
-                "The referring expression is empty; say what to segment, for example "
-                "'the dog on the left'."
-            )
-        if task not in (None, "referring"):
-            raise ValueError(
-                f"A referring expression asks for one object, task {task!r} for all of them; "
-                "give one of the two."
-            )
-        if candidates is not None:
-            raise ValueError(
-                "A referring expression says what to look for, so it takes no class candidates; "
-                "give one of the two."
-            )
-        return "referring"
-    if task not in (None, *CANDIDATE_TASKS):
-        raise ValueError(
-            f"Got task {task!r} without a referring expression; choose one of "
-            f"{', '.join(CANDIDATE_TASKS)}, or give an expression."
-        )
-    return task or DEFAULT_TASK
+        Args:
+            folder: the one it was saved to. The predictor may have another model by now.
+
+        Raises:
+            FileNotFoundError: there is no session in the folder.
+            ValueError: the session or its image is damaged.
+        """
+        image, state = read_session(folder, self.cfg)
+        return RoseSession(self, image, state)
 
 
 def find_weights(cfg: CfgNode) -> str:
