@@ -4,6 +4,11 @@ r"""Train or evaluate ROSE.
     python train_net.py --config-file configs/rose_tiny.yaml --resume
     python train_net.py --config-file configs/rose_tiny.yaml --eval-only MODEL.WEIGHTS weights/
 
+keeping every answer, so that a stopped evaluation continues and can be scored anew:
+    python train_net.py --config-file configs/rose_tiny.yaml --eval-only --save-predictions \
+        MODEL.WEIGHTS weights/
+    python tools/score.py output/rose_tiny/predictions
+
 on your own data, with nothing to register:
     python train_net.py --config-file configs/rose_tiny.yaml --custom-coco images/ train.json
     python train_net.py --config-file configs/rose_tiny.yaml --custom-coco images/ val.json \
@@ -16,20 +21,37 @@ import argparse
 import sys
 from typing import Any
 
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 
 import rose_d2  # noqa: F401  (registers the model and the datasets)
 from rose_d2.engine.custom_data import add_custom_data_arguments
-from rose_d2.engine.defaults import RoseTrainer, evaluate_weights, setup
+from rose_d2.engine.defaults import RoseTrainer, setup
+from rose_d2.engine.evaluate import evaluate_weights
+from rose_d2.engine.failure import run_job
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse detectron2's command line; `--config-file` is required."""
     parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument(
+        "--save-predictions",
+        action="store_true",
+        help="with --eval-only: keep every answer in OUTPUT_DIR/predictions (sets "
+        "TEST.SAVE_PREDICTIONS); what is there already is not run again",
+    )
+    parser.add_argument(
+        "--overwrite-predictions",
+        action="store_true",
+        help="the same, but give up predictions of an earlier run",
+    )
     add_custom_data_arguments(parser)
     args = parser.parse_args(argv)
     if not args.config_file:
         parser.error("--config-file is required, for example configs/rose_tiny.yaml")
+    if args.save_predictions or args.overwrite_predictions:
+        if not args.eval_only:
+            parser.error("--save-predictions goes with --eval-only")
+        args.opts += ["TEST.SAVE_PREDICTIONS", "True"]
     return args
 
 
@@ -37,19 +59,13 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Run one process of the job."""
     cfg = setup(args)
     if args.eval_only:
-        return evaluate_weights(cfg, resume=args.resume)
+        return evaluate_weights(
+            cfg, resume=args.resume, overwrite_predictions=args.overwrite_predictions
+        )
     trainer = RoseTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 
 
 if __name__ == "__main__":
-    arguments = parse_args(sys.argv[1:])
-    launch(
-        main,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(arguments,),
-    )
+    run_job(main, parse_args(sys.argv[1:]))

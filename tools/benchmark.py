@@ -1,12 +1,15 @@
-"""Measure speed and memory.
+r"""Measure speed and memory.
 
     python tools/benchmark.py data                               # built-in COCO-like pictures
     python tools/benchmark.py data --dataset coco_2017_train --dataset refcoco_unc_train
     python tools/benchmark.py data --memory --num 10000          # does a worker's memory stay flat?
+    python tools/benchmark.py eval --config-file configs/rose_tiny.yaml \
+        --dataset clipart_panoptic_val --num 100 --opts MODEL.WEIGHTS checkpoints/rose_tiny
 
 `data` reports how many images a second one process prepares, at the image size of
 configs/rose_7b.yaml (672 for the language model, 1024 for SAM) or of another config, and where the
-time goes.
+time goes. `eval` reports, per image, the time of the model and of each evaluator of a dataset, one
+after the other, and how memory grows.
 """
 
 import argparse
@@ -14,8 +17,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
 from detectron2.config import CfgNode, get_cfg
 
+import rose_d2  # noqa: F401  (registers the model and the datasets)
 from rose_d2.config import add_rose_config
 from rose_d2.data.benchmark import (
     COCO_LIKE,
@@ -23,6 +28,12 @@ from rose_d2.data.benchmark import (
     measure_throughput,
     register_coco_like,
 )
+from rose_d2.data.build import build_rose_test_loader
+from rose_d2.engine.checkpointer import RoseCheckpointer
+from rose_d2.engine.dataset_evaluation import check_test_datasets
+from rose_d2.engine.defaults import RoseTrainer
+from rose_d2.evaluation.benchmark import measure_evaluation
+from rose_d2.evaluation.build import build_evaluator
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -47,9 +58,21 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="instead of the speed, report the memory a loader worker has for itself",
     )
-    data.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="changes to the config, at the end"
+    evaluation = commands.add_parser("eval", help="time and memory of the evaluators")
+    evaluation.add_argument(
+        "--config-file", default="configs/rose_tiny.yaml", help="default: %(default)s"
     )
+    evaluation.add_argument("--dataset", action="append", required=True, help="repeat for several")
+    evaluation.add_argument(
+        "--num", type=int, default=100, help="images per dataset (default: %(default)s)"
+    )
+    for command in (data, evaluation):
+        command.add_argument(
+            "--opts",
+            nargs=argparse.REMAINDER,
+            default=[],
+            help="changes to the config, at the end",
+        )
     return parser.parse_args(arguments)
 
 
@@ -60,6 +83,8 @@ def make_config(args: argparse.Namespace) -> CfgNode:
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     cfg.SEED = max(cfg.SEED, 0)
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
     return cfg
 
 
@@ -78,12 +103,42 @@ def report_memory(cfg: CfgNode, dataset: str, num: int) -> None:
         print(f"    {samples:7d} samples  {megabytes:8.1f} MB")
 
 
+def report_evaluation(cfg: CfgNode, dataset: str, num: int) -> None:
+    """Print what evaluating one dataset costs beside the model."""
+    check_test_datasets([dataset])
+    model = RoseTrainer.build_model(cfg).eval()
+    if cfg.MODEL.WEIGHTS:
+        RoseCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    else:
+        print("MODEL.WEIGHTS is empty: random weights find other things than trained ones")
+    loader = build_rose_test_loader(cfg, dataset)
+    with tempfile.TemporaryDirectory() as folder:
+        evaluator = build_evaluator(cfg, dataset, folder)
+        cost = measure_evaluation(model, loader, evaluator, num)
+    print(f"{dataset}: {cost.num_images} images, milliseconds per image")
+    print(f"    {cost.model:9.2f}  model")
+    print(f"    {cost.data:9.2f}  waiting for data")
+    for name, milliseconds in cost.process.items():
+        finish = cost.finish[name]
+        at_the_end = "not measured" if finish is None else f"{finish:.2f}"
+        print(f"    {milliseconds:9.2f}  {name} (at the end, divided by the images: {at_the_end})")
+    print(f"    evaluators take {100 * cost.share:.1f} % of the model's time")
+    print(
+        f"    per 100 images the evaluators hold {cost.state:.2f} MB more (the outputs, saved, "
+        f"take {cost.encoded:.2f} MB); the whole process {cost.memory_growth:+.1f} MB"
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = parse_args(arguments)
-    report = report_memory if args.memory else report_speed
     try:
         cfg = make_config(args)
+        if args.command == "eval":
+            for dataset in args.dataset:
+                report_evaluation(cfg, dataset, args.num)
+            return 0
+        report = report_memory if args.memory else report_speed
         with tempfile.TemporaryDirectory() as folder:
             if not args.dataset:
                 register_coco_like(Path(folder), num_images=min(args.num, 200))

@@ -5,14 +5,14 @@ import logging
 import multiprocessing
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, TrainerBase, default_setup, hooks
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, print_csv_format
 from detectron2.utils import comm
 from detectron2.utils.events import (
     CommonMetricPrinter,
@@ -21,15 +21,18 @@ from detectron2.utils.events import (
     TensorboardXWriter,
 )
 from detectron2.utils.logger import setup_logger
+from torch import nn
 
-from rose_d2.config import add_rose_config
 from rose_d2.data.build import build_rose_test_loader, build_rose_train_loader
 from rose_d2.engine.checkpointer import RoseCheckpointer
 from rose_d2.engine.custom_data import use_custom_data
-from rose_d2.engine.provenance import config_hash, write_results
+from rose_d2.engine.dataset_evaluation import Weights, check_test_datasets, evaluate_dataset
+from rose_d2.engine.provenance import config_hash
 from rose_d2.engine.random_state import RandomStateHook, preserved_random_state
+from rose_d2.engine.read_config import read_config
 from rose_d2.engine.train_loop import build_step_engine
 from rose_d2.evaluation.build import build_evaluator
+from rose_d2.refinement.build import build_evaluation_model, build_refinement_evaluator
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +47,11 @@ def setup(args: argparse.Namespace) -> CfgNode:
         The frozen config; `MODEL.DEVICE` and `SEED` are settled, custom data are registered.
 
     Raises:
-        FileNotFoundError: custom data are not where the config or the command line says.
-        ValueError: custom data are not what they should be.
+        FileNotFoundError: custom data are not where they should be.
+        ValueError: the config file is missing, a key is unknown or has a value of another type,
+            or custom data are not what they should be.
     """
-    cfg = get_cfg()
-    add_rose_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = read_config(args.config_file, args.opts)
     use_custom_data(cfg, args)
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
@@ -99,6 +100,7 @@ class RoseTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         # Not DefaultTrainer's own: it would build its optimizer, loader and SimpleTrainer.
         TrainerBase.__init__(self)
+        check_test_datasets(cfg.DATASETS.TEST)
         self.cfg = cfg
         model = self.build_model(cfg)
         self._trainer = build_step_engine(cfg, model)
@@ -160,37 +162,43 @@ class RoseTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return build_evaluator(cfg, dataset_name)
+        return build_refinement_evaluator(cfg, dataset_name, build_evaluator)
 
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: Sequence[DatasetEvaluator] | None = None,
+        *,
+        weights: Weights | None = None,
+        overwrite_predictions: bool = False,
+    ) -> dict[str, Any]:
+        """Evaluate on DATASETS.TEST and print detectron2's tables.
 
-def evaluate_weights(cfg: CfgNode, *, resume: bool = False) -> dict[str, Any]:
-    """Load `MODEL.WEIGHTS` (or, resuming, the last checkpoint) and evaluate `DATASETS.TEST`.
+        Args:
+            cfg: the config of the run; TEST.REFINEMENT.ENABLED refines the answers.
+            model: with its weights loaded.
+            evaluators: one per dataset; None builds them.
+            weights: what the model was loaded from. Only then TEST.SAVE_PREDICTIONS saves.
+            overwrite_predictions: run saved items again.
 
-    The main process prints detectron2's tables and writes `OUTPUT_DIR/results.json`.
-
-    Returns:
-        dataset name -> task -> metric -> number; empty results except in the main process.
-
-    Raises:
-        ValueError: there are no weights to evaluate.
-    """
-    model = RoseTrainer.build_model(cfg)
-    checkpointer = RoseCheckpointer(
-        model, cfg.OUTPUT_DIR, allow_missing_keys=cfg.MODEL.ALLOW_MISSING_KEYS
-    )
-    weights = cfg.MODEL.WEIGHTS
-    if resume and checkpointer.has_checkpoint():
-        weights = checkpointer.get_checkpoint_file()
-    if not weights:
-        raise ValueError(
-            "Evaluation needs trained weights: give MODEL.WEIGHTS a .safetensors file or a "
-            "checkpoint folder, or --resume to take the last checkpoint of OUTPUT_DIR."
-        )
-    checkpointer.load(weights)
-    results = RoseTrainer.test(cfg, model)
-    if len(cfg.DATASETS.TEST) == 1:
-        results = {cfg.DATASETS.TEST[0]: results}
-    if comm.is_main_process():
-        path = write_results(cfg, results, checkpointer.find_weights(weights))
-        logger.info("Results are in %s", path)
-    return results
+        Returns:
+            Results by dataset, or, as detectron2 has it, of the one dataset if it is only one.
+        """
+        results: dict[str, Any] = {}
+        model = build_evaluation_model(cfg, model)
+        for index, name in enumerate(cfg.DATASETS.TEST):
+            evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
+            results[name] = evaluate_dataset(
+                cfg,
+                model,
+                name,
+                evaluator,
+                weights=weights,
+                overwrite_predictions=overwrite_predictions,
+            )
+            if comm.is_main_process():
+                logger.info("Evaluation results for %s in csv format:", name)
+                print_csv_format(results[name])
+        return results if len(results) != 1 else next(iter(results.values()))

@@ -7,14 +7,10 @@ import os
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
 from safetensors.torch import load_file
-from toy_training import ToyROSE, ToyTrainer, seed_all, toy_config
+from toy_training import ToyTrainer, seed_all, toy_config
 
 from rose_d2.engine import defaults
-from rose_d2.engine.checkpointer import RoseCheckpointer
-from rose_d2.engine.defaults import RoseTrainer, evaluate_weights
-from rose_d2.engine.provenance import config_hash, library_versions
 
 
 class Stopped(Exception):
@@ -135,31 +131,6 @@ def test_setup_draws_a_seed_once_per_run(tmp_path, plain_logging):
     assert defaults.setup(make_args(tmp_path, "SEED", "5")).SEED == 5
 
 
-@pytest.fixture
-def toy_evaluation(monkeypatch):
-    """Makes `RoseTrainer.test` return fixed numbers, and registers a data set of three items."""
-    numbers = {"segm": {"AP": 41.5, "APs": float("nan")}}
-    monkeypatch.setattr(RoseTrainer, "test", classmethod(lambda cls, cfg, model: numbers))
-    DatasetCatalog.register("toy_val", lambda: [{}] * 3)
-    yield
-    DatasetCatalog.remove("toy_val")
-
-
-def test_results_say_where_they_come_from(tmp_path, toy_evaluation):
-    RoseCheckpointer(ToyROSE(), str(tmp_path)).save("model_final")
-    cfg = toy_config(
-        tmp_path / "out", "DATASETS.TEST", ("toy_val",), "MODEL.WEIGHTS", tmp_path / "model_final"
-    )
-    evaluate_weights(cfg)
-    report = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert report["results"] == {"toy_val": {"segm": {"AP": 41.5, "APs": None}}}
-    assert report["dataset_sizes"] == {"toy_val": 3}
-    assert report["checkpoint"]["path"].endswith("model_final/model.safetensors")
-    assert len(report["checkpoint"]["sha256"]) == 64
-    assert report["config_hash"] == config_hash(cfg)
-    assert report["versions"] == library_versions()
-
-
-def test_evaluation_without_weights_is_refused(tmp_path, toy_evaluation):
-    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS"):
-        evaluate_weights(toy_config(tmp_path, "DATASETS.TEST", ("toy_val",)))
+def test_training_refuses_an_unknown_test_dataset_at_once(tmp_path):
+    with pytest.raises(ValueError, match="'nothing', which is not registered"):
+        ToyTrainer(toy_config(tmp_path, "DATASETS.TEST", ("nothing",)))

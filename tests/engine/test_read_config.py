@@ -1,0 +1,31 @@
+import pytest
+
+from rose_d2.engine.read_config import read_config
+
+
+def test_file_and_command_line_are_merged():
+    cfg = read_config("configs/rose_tiny.yaml", ["TEST.TOP_K", "7"])
+    assert cfg.TEST.TOP_K == 7 and cfg.MODEL.META_ARCHITECTURE == "ROSE"
+    assert not cfg.is_frozen()
+
+
+@pytest.mark.parametrize(
+    ("opts", "error"),
+    [
+        (("NO.SUCH_KEY", "1"), "Non-existent key"),
+        (("SEED", "many"), "Type mismatch"),
+        (("SEED",), "odd length"),
+    ],
+)
+def test_wrong_keys_and_values_are_refused_with_what_was_given(opts, error):
+    with pytest.raises(ValueError, match=f"KEY VALUE pairs.*{opts[0]}.*{error}"):
+        read_config("configs/rose_tiny.yaml", opts)
+
+
+def test_a_wrong_file_is_named(tmp_path):
+    file = tmp_path / "odd.yaml"
+    with pytest.raises(ValueError, match=r"odd\.yaml' does not exist"):
+        read_config(str(file))
+    file.write_text("NO_SUCH_KEY: 1\n")
+    with pytest.raises(ValueError, match=r"In .*odd\.yaml: Non-existent config key: NO_SUCH_KEY"):
+        read_config(str(file))

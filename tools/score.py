@@ -1,0 +1,103 @@
+r"""Score saved predictions without running the model.
+
+    python train_net.py --config-file configs/rose_tiny.yaml --eval-only --save-predictions \
+        MODEL.WEIGHTS checkpoints/rose_tiny
+    python tools/score.py output/rose_tiny/predictions
+
+gives the numbers of the evaluation again, or with other settings of the scoring at the end:
+    python tools/score.py output/rose_tiny/predictions --opts TEST.RANK_BY_NAME False
+
+The config is the one saved beside the predictions. results.json and report.md are written into the
+folder `rescored` beside the predictions.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from detectron2.evaluation import print_csv_format
+from detectron2.utils.logger import setup_logger
+
+import rose_d2  # noqa: F401  (registers the datasets)
+from rose_d2.engine.dataset_evaluation import SavedRun
+from rose_d2.engine.provenance import run_record, write_record
+from rose_d2.engine.report import write_report
+from rose_d2.evaluation.prediction_store import DESCRIPTION_NAME
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; `arguments` replaces sys.argv[1:]."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "predictions", type=Path, help="OUTPUT_DIR/predictions, or one dataset's folder in it"
+    )
+    parser.add_argument(
+        "--dataset", action="append", help="score only this one; repeat for several (default: all)"
+    )
+    parser.add_argument("--config-file", help="default: the one saved beside the predictions")
+    parser.add_argument(
+        "--output-dir", type=Path, help="default: the folder `rescored` beside the predictions"
+    )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="changes to the config that concern scoring only, at the end",
+    )
+    return parser.parse_args(arguments)
+
+
+def find_folders(predictions: Path, datasets: list[str] | None) -> list[Path]:
+    """The folders of the datasets to score.
+
+    Raises:
+        FileNotFoundError: there is none, or not of a dataset asked for.
+    """
+    is_one = (predictions / DESCRIPTION_NAME).is_file()
+    found = (
+        [predictions]
+        if is_one
+        else sorted(p.parent for p in predictions.glob("*/" + DESCRIPTION_NAME))
+    )
+    names = [folder.resolve().name for folder in found]
+    if not found or not set(datasets or ()) <= set(names):
+        raise FileNotFoundError(
+            f"No predictions of {', '.join(datasets or ['any dataset'])} in {predictions}; there "
+            f"are {', '.join(names) or 'none'}. `train_net.py --eval-only --save-predictions` "
+            "writes them into OUTPUT_DIR/predictions."
+        )
+    return [f for f, name in zip(found, names, strict=True) if not datasets or name in datasets]
+
+
+def score(args: argparse.Namespace) -> Path:
+    """Score what the command line asks for; returns the folder of the results."""
+    output_dir = args.output_dir or args.predictions.resolve().parent / "rescored"
+    results = {}
+    for folder in find_folders(args.predictions, args.dataset):
+        run = SavedRun(folder, config_file=args.config_file, opts=args.opts)
+        results[run.dataset_name] = run.score(str(output_dir))
+        print_csv_format(results[run.dataset_name])
+    record = run_record(run.cfg, results, run.cfg.MODEL.WEIGHTS, run.checkpoint_sha256)
+    write_record(record, str(output_dir))
+    write_report(run.cfg, results, str(output_dir), record)
+    return output_dir
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    args = parse_args(arguments)
+    for name in ("rose_d2", "detectron2"):
+        setup_logger(name=name)
+    try:
+        output_dir = score(args)
+    except (ValueError, OSError) as error:
+        print(f"score.py: {error}", file=sys.stderr)
+        return 1
+    print(f"Results are in {output_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
