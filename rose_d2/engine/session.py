@@ -22,7 +22,7 @@ from rose_d2.engine.session_state import SessionState
 from rose_d2.prompts.conversation import Conversation
 from rose_d2.prompts.refinement_templates import build_region_instruction, normalised_box
 from rose_d2.refinement.region_refinement import mask_in_view
-from rose_d2.structures.refinement_request import RefinementRequest
+from rose_d2.structures.refinement_request import NormalisedBox, RefinementRequest
 from rose_d2.structures.segment import Segment
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class RoseSession:
         box = normalised_box(prior.numpy(), prior.shape[0])
         request = refinement_request(text, situation, box, old.category_name)
         words = refinement_words(text, request)
-        output = self._ask_about_region("refinement", words, prior)
+        output = self._ask_about_region("refinement", words, box, prior)
         found = segments_from_output(output, "referring")
         if request.situation == "mask" and old.category_name:
             names = {"category_name": old.category_name, "name_score": old.name_score}
@@ -174,7 +174,7 @@ class RoseSession:
         request = RefinementRequest("missed", normalised_box(as_box(box, self.size), self.size))
         text = None if text is None else check_text(text)
         words = refinement_words(text, request)
-        output = self._ask_about_region("refinement", words)
+        output = self._ask_about_region("refinement", words, request.box)
         turn = Turn("user", text or words, sent=words)
         return self._state.answer(
             turn, segments_from_output(output, "referring"), output.get("text")
@@ -193,10 +193,13 @@ class RoseSession:
         """
         old = self._state.current(region) if isinstance(region, Segment) else None
         mask = old.mask if old is not None else as_mask(region, self.size)
-        box = normalised_box(as_box(region, self.size), self.size) if mask is None else None
-        words = build_region_instruction(box)
-        prior = None if mask is None else self._in_view(mask)
-        output = self._ask_about_region("region", words, prior)
+        if mask is None:
+            prior, box = None, normalised_box(as_box(region, self.size), self.size)
+        else:
+            prior = self._in_view(mask)
+            box = normalised_box(prior.numpy(), prior.shape[0])
+        words = build_region_instruction(box if mask is None else None)
+        output = self._ask_about_region("region", words, box, prior)
         found = segments_from_output(output, "referring")
         if mask is not None:
             found = [dataclasses.replace(new, mask=mask) for new in found]
@@ -245,12 +248,14 @@ class RoseSession:
         return mask_in_view(torch.from_numpy(mask.copy()), self._views["image"].shape[-1])
 
     def _ask_about_region(
-        self, task: str, words: str, prior: torch.Tensor | None = None
+        self, task: str, words: str, box: NormalisedBox, prior: torch.Tensor | None = None
     ) -> dict[str, Any]:
         question: dict[str, Any] = {"task": task, "conversation": Conversation(words)}
-        return self._ask(
-            question if prior is None else question | {"prior_mask": prior[None].float()}
-        )
+        if self._predictor.cfg.TEST.REFINEMENT.WITHIN_BOX:
+            question["answer_box"] = box
+        if prior is not None:
+            question["prior_mask"] = prior[None].float()
+        return self._ask(question)
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         item = self._views | question

@@ -81,6 +81,13 @@ class TestCandidates:
         decoder = model.inference.category_decoder
         assert decoder.candidate_trie(CANDIDATES).longest > decoder.max_tokens
 
+    def test_each_image_has_candidates_of_its_own(self, model, make_input):
+        tries = spell(model, "dog")
+        lists = (["dog"], ["zebra", "sky"], ["dog"], ["dog"])
+        run(model, *[make_input(candidates=names) for names in lists])
+        assert [trie.names for trie in tries] == [(*names, "other") for names in lists]
+        assert tries[3] is tries[2]
+
     def test_other_drops_out_unless_it_is_a_candidate_itself(self, model, make_input):
         spell(model, "other", "dog")
         (output,) = run(model, make_input(candidates=["dog"]))
