@@ -24,7 +24,14 @@ def add_inference_config(cfg: CN) -> None:
     cfg.TEST.RANK_BY_NAME = True
     # Also write the counting sentence the language model generates.
     cfg.TEST.GENERATE_RESPONSE = False
+    # Keep what the model answered, image by image: evaluations can then be resumed and scored anew.
+    cfg.TEST.SAVE_PREDICTIONS = False
+    _add_postprocessing(cfg)
+    _add_naming(cfg)
+    _add_refinement(cfg)
 
+
+def _add_postprocessing(cfg: CN) -> None:
     cfg.TEST.NMS = CN()
     # Masks overlapping a better one by more than this IoU are dropped (NMS: section 6.3; the value
     # is ours).
@@ -53,6 +60,8 @@ def add_inference_config(cfg: CN) -> None:
     # in one prompt, one score per reference, as PSALM does; its numbers are labelled so.
     cfg.TEST.REFERRING.PROTOCOL = "per_sentence"
 
+
+def _add_naming(cfg: CN) -> None:
     cfg.TEST.VOCABULARY = CN()
     # The last mapping rule that counts in the headline numbers, see
     # rose_d2/modeling/vocabulary.py; the report has the numbers of every level besides.
@@ -70,9 +79,9 @@ def add_inference_config(cfg: CN) -> None:
     cfg.TEST.CANDIDATES = ""
     # Also Open mIoU, AP and PQ (TPAMI 2025), with this WordNet similarity: "" none | path | wup.
     cfg.TEST.OPEN_METRICS = ""
-    # Keep what the model answered, image by image: evaluations can then be resumed and scored anew.
-    cfg.TEST.SAVE_PREDICTIONS = False
 
+
+def _add_refinement(cfg: CN) -> None:
     cfg.TEST.REFINEMENT = CN()
     # Evaluate before and after conversation-based refinement of each answer. Ground truth chooses
     # what is refined and how, as in the paper (section 6.1).
