@@ -12,13 +12,12 @@ import argparse
 import json
 import sys
 
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 import rose_d2  # noqa: F401  (registers the model and the datasets)
-from rose_d2.config import add_rose_config
 from rose_d2.data.build import build_rose_target_loader
 from rose_d2.engine.checkpointer import RoseCheckpointer
+from rose_d2.engine.read_config import read_config
 from rose_d2.evaluation.matched_targets import evaluate_matched_targets
 
 
@@ -36,10 +35,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """Print the summary as JSON."""
     args = parse_args(argv)
-    cfg = get_cfg()
-    add_rose_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = read_config(args.config_file, args.opts)
     model = build_model(cfg).eval()
     RoseCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     loader = build_rose_target_loader(cfg, args.dataset)
