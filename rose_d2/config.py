@@ -198,8 +198,10 @@ def _add_input(cfg: CN) -> None:
     # Share of corrupted masks with holes and patches; the others are shrunk or stretched.
     cfg.INPUT.REFINEMENT.HOLES_PROB = 0.5
     # IoU of the corrupted with the true mask (ours; CascadePSP trains on 0.7 to 1.0).
-    cfg.INPUT.REFINEMENT.HOLES_IOU = [0.7, 0.95]
-    cfg.INPUT.REFINEMENT.SHAPE_IOU = [0.3, 0.8]
+    cfg.INPUT.REFINEMENT.HOLES_IOU = [0.7, 1.0]
+    cfg.INPUT.REFINEMENT.SHAPE_IOU = [0.3, 0.9]
+    # Share of referring expressions' priors that lie on another object (ours): first answers may.
+    cfg.INPUT.REFINEMENT.OTHER_OBJECT_PROB = 0.2
     # Regions with fewer pixels of the square view are not refined or prompted for.
     cfg.INPUT.REFINEMENT.MIN_PIXELS = 16
 

@@ -26,6 +26,7 @@ _PASSED_ON = (
     "dataset_name",
     "ref_id",
     "sent_id",
+    "sentence",
 )
 
 
@@ -109,7 +110,8 @@ class RoseDatasetMapper:
                 f"Dataset {dataset_dict['dataset_name']!r} has task {task!r}; known tasks are "
                 f"{sorted(self.target_builders)}. Set `task` in its metadata to one of them."
             )
-        flip = task != "referring" and rng.random() < self.flip_prob
+        # A mirrored image would make "on the left" wrong.
+        flip = "sentence" not in dataset_dict and rng.random() < self.flip_prob
         mapped = self._map_image(dataset_dict, flip=flip)
         targets = self.target_builders[task].build(
             dataset_dict, MetadataCatalog.get(dataset_dict["dataset_name"]), rng, flip=flip

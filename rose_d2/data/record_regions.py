@@ -48,6 +48,17 @@ def decode_dense(record: dict[str, Any], metadata: Metadata, size: int) -> Annot
     """
     if "pan_seg_file_name" in record:
         return decode_segments(record, size)
+    return decode_classes(record, metadata, size)
+
+
+def decode_classes(record: dict[str, Any], metadata: Metadata, size: int) -> AnnotatedRegions:
+    """One region per class of a label map, whatever objects it consists of.
+
+    Args:
+        record: with sem_seg_file_name.
+        metadata: of its dataset; says which classes are stuff.
+        size: side I of the square view.
+    """
     things = set(getattr(metadata, "thing_classes", []))
     stuff_ids = {i for i, name in enumerate(metadata.stuff_classes) if name not in things}
     shape = record["height"], record["width"]

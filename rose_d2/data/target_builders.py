@@ -11,7 +11,8 @@ from detectron2.data.catalog import Metadata
 from rose_d2.data.annotated_regions import AnnotatedRegions
 from rose_d2.data.candidates import draw_candidates
 from rose_d2.data.record_regions import decode_dense, decode_objects, decode_segments
-from rose_d2.data.region_builders import RefinementTargetBuilder, RegionTargetBuilder
+from rose_d2.data.refinement_builder import RefinementTargetBuilder
+from rose_d2.data.region_builders import RegionTargetBuilder
 from rose_d2.data.targets import TargetBuilder, Targets, names_of
 from rose_d2.prompts.templates import build_instruction
 

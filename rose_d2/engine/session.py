@@ -122,7 +122,10 @@ class RoseSession:
         output = self._ask(question)
         turn = Turn("user", expression, sent=question["conversation"].instruction)
         return self._state.answer(
-            turn, segments_from_output(output, "referring"), output.get("text")
+            turn,
+            segments_from_output(output, "referring"),
+            output.get("text"),
+            expression=expression,
         )
 
     def refine(
@@ -151,15 +154,19 @@ class RoseSession:
         prior = self._in_view(old.mask)
         # In the view, as in training.
         box = normalised_box(prior.numpy(), prior.shape[0])
-        request = refinement_request(text, situation, box, old.category_name)
+        request = refinement_request(text, situation, box, old.category_name, old.expression)
         words = refinement_words(text, request)
-        output = self._ask_about_region("refinement", words, box, prior)
+        # What was asked for with an expression may lie elsewhere.
+        within = box if request.expression is None else None
+        output = self._ask_about_region("refinement", words, within, prior)
         found = segments_from_output(output, "referring")
         if request.situation == "mask" and old.category_name:
             names = {"category_name": old.category_name, "name_score": old.name_score}
             found = [dataclasses.replace(new, **names, is_thing=old.is_thing) for new in found]
         turn = Turn("user", text or words, (old.id,), sent=words)
-        return self._state.answer(turn, found, output.get("text"), replaced=(old,))
+        return self._state.answer(
+            turn, found, output.get("text"), replaced=(old,), expression=old.expression
+        )
 
     def missed(self, box: Sequence[float], text: str | None = None) -> Answer:
         """Find what was overlooked in a box.
@@ -205,7 +212,10 @@ class RoseSession:
             found = [dataclasses.replace(new, mask=mask) for new in found]
         spoken_of, replaced = ((), ()) if old is None else ((old.id,), (old,))
         turn = Turn("user", words, spoken_of, sent=words)
-        return self._state.answer(turn, found, output.get("text"), replaced=replaced)
+        expression = None if old is None else old.expression
+        return self._state.answer(
+            turn, found, output.get("text"), replaced=replaced, expression=expression
+        )
 
     def add(self, *segments: Segment, replacing: SessionSegment | int | None = None) -> Answer:
         """Bring in masks from elsewhere, for example another system's, to talk about them.
@@ -248,10 +258,10 @@ class RoseSession:
         return mask_in_view(torch.from_numpy(mask.copy()), self._views["image"].shape[-1])
 
     def _ask_about_region(
-        self, task: str, words: str, box: NormalisedBox, prior: torch.Tensor | None = None
+        self, task: str, words: str, box: NormalisedBox | None, prior: torch.Tensor | None = None
     ) -> dict[str, Any]:
         question: dict[str, Any] = {"task": task, "conversation": Conversation(words)}
-        if self._predictor.cfg.TEST.REFINEMENT.WITHIN_BOX:
+        if box is not None and self._predictor.cfg.TEST.REFINEMENT.WITHIN_BOX:
             question["answer_box"] = box
         if prior is not None:
             question["prior_mask"] = prior[None].float()

@@ -130,6 +130,7 @@ def _encoded(segment: SessionSegment) -> dict[str, Any]:
     return {
         "id": segment.id,
         "replaces": segment.replaces,
+        "expression": segment.expression,
         "category_name": segment.category_name,
         "score": float(segment.score),
         "name_score": None if segment.name_score is None else float(segment.name_score),
@@ -146,6 +147,7 @@ def _decoded(entry: dict[str, Any], key: str, size: tuple[int, int]) -> SessionS
     mask = mask_util.decode({"size": list(size), "counts": counts}).astype(bool)
     mask.flags.writeable = False
     name_score, replaces = entry["name_score"], entry["replaces"]
+    expression = entry["expression"]
     return SessionSegment(
         mask=mask,
         category_name=str(entry["category_name"]),
@@ -155,6 +157,7 @@ def _decoded(entry: dict[str, Any], key: str, size: tuple[int, int]) -> SessionS
         id=int(entry["id"]),
         session_key=str(key),
         replaces=None if replaces is None else int(replaces),
+        expression=None if expression is None else str(expression),
     )
 
 

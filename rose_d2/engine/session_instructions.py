@@ -76,7 +76,11 @@ def refinement_words(text: str | None, request: RefinementRequest) -> str:
 
 
 def refinement_request(
-    text: str | None, situation: str | None, box: NormalisedBox, category_name: str
+    text: str | None,
+    situation: str | None,
+    box: NormalisedBox,
+    category_name: str,
+    expression: str | None = None,
 ) -> RefinementRequest:
     """The situation of a segment that is to be refined.
 
@@ -85,6 +89,7 @@ def refinement_request(
         situation: "mask" or "category" overrides what the text says; None goes by the text.
         box: of the segment's mask.
         category_name: the segment's name.
+        expression: what the segment was asked for with, if it was; sent along for "mask".
 
     Raises:
         ValueError: an unknown situation, or "category" for a segment without a name.
@@ -101,7 +106,9 @@ def refinement_request(
             "it with situation='mask'."
         )
     situation = situation or situation_of(text or "", category_name)
-    return RefinementRequest(situation, box, category_name if situation == "category" else None)
+    if situation == "category":
+        return RefinementRequest(situation, box, category_name)
+    return RefinementRequest(situation, box, expression=expression)
 
 
 def check_text(text: str) -> str:

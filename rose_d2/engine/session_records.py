@@ -19,11 +19,14 @@ class SessionSegment(Segment):
         id: number within the session, from 1; never used twice, not even after `undo`.
         session_key: the session it belongs to.
         replaces: id of the segment that was refined or renamed into this one.
+        expression: what was asked for, if this answered `RoseSession.refer`; also of a segment
+            that was refined or renamed from such a one.
     """
 
     id: int = 0
     session_key: str = ""
     replaces: int | None = None
+    expression: str | None = None
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ class SessionState:
         text: str | None = None,
         *,
         replaced: Sequence[SessionSegment] = (),
+        expression: str | None = None,
     ) -> Answer:
         """Remember a question and what the model found.
 
@@ -82,9 +83,10 @@ class SessionState:
             found: the model's segments.
             text: the model's own words; None lists the segments.
             replaced: segments whose place the found ones take; they stay if none was found.
+            expression: what the found ones were asked for with, see `SessionSegment`.
         """
         origin = replaced[0].id if len(replaced) == 1 and question.segment_ids else None
-        new = self._numbered(found, origin)
+        new = self._numbered(found, origin, expression)
         if not new and origin is not None:
             said = Turn(MODEL, text or f"I found nothing, {origin} stays as it is.", (origin,))
             self._commit((), (question, said), ())
@@ -120,7 +122,10 @@ class SessionState:
         return Answer(self.segments, self.turns)
 
     def _numbered(
-        self, segments: Sequence[Segment], origin: int | None = None
+        self,
+        segments: Sequence[Segment],
+        origin: int | None = None,
+        expression: str | None = None,
     ) -> tuple[SessionSegment, ...]:
         numbered = []
         for number, segment in enumerate(segments, start=self.next_id):
@@ -128,10 +133,8 @@ class SessionState:
             # What is remembered must not change under the session's hands.
             mask.flags.writeable = False
             fields = {f.name: getattr(segment, f.name) for f in dataclasses.fields(Segment)}
-            fields["mask"] = mask
-            numbered.append(
-                SessionSegment(**fields, id=number, session_key=self.key, replaces=origin)
-            )
+            fields |= {"mask": mask, "replaces": origin, "expression": expression}
+            numbered.append(SessionSegment(**fields, id=number, session_key=self.key))
         return tuple(numbered)
 
     def _commit(

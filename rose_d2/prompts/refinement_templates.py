@@ -3,6 +3,10 @@
 The first wording of every refinement situation is the paper's own (section 6.3), with the box
 added in a sentence behind it; all others are ours. They use the words of the tiny model's
 tokenizer (`tiny_words.txt`). Without a generator the first wording is taken.
+
+The mask of a referring expression is refined with the first turn's request before the second's:
+the paper does not print what is said there, and without the expression nothing would tell an
+imperfect mask of the object from a mask of another one.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rose_d2.prompts.templates import RandomSource
+from rose_d2.prompts.templates import RandomSource, build_instruction
 from rose_d2.structures.refinement_request import (
     BOX_SCALE,
     NormalisedBox,
@@ -114,13 +118,17 @@ def build_refinement_instruction(
 
     Args:
         request: what is wrong and where.
-        rng: draws one of ten wordings; None takes the paper's.
+        rng: draws one of ten wordings, and one of the referring request's; None takes the paper's.
 
     Returns:
         The instruction, without image token and without chat template.
     """
     wording = _pick(REFINEMENT_INSTRUCTIONS[request.situation], rng)
-    return wording.format(box=_written(request.box), category=request.wrong_category)
+    repair = wording.format(box=_written(request.box), category=request.wrong_category)
+    if request.expression is None:
+        return repair
+    asked = build_instruction("referring", description=request.expression, rng=rng)
+    return f"{asked} {repair}"
 
 
 def build_region_instruction(

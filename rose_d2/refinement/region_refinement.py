@@ -41,6 +41,7 @@ class RegionRefinement:
         name: before refinement; "" for "missed".
         class_id: contiguous class before refinement, -1 for none.
         target_class: contiguous class of the target, -1 for none.
+        expression: what the prior was asked for with; None if not by a referring expression.
         ignored: bool (H, W), pixels without ground truth; None for none.
     """
 
@@ -51,6 +52,7 @@ class RegionRefinement:
     name: str = ""
     class_id: int = -1
     target_class: int = -1
+    expression: str | None = None
     ignored: Tensor | None = None
 
     def view(self, side: int) -> Tensor:
@@ -83,7 +85,8 @@ def refinement_input(item: dict, region: RegionRefinement, *, within_box: bool =
     Args:
         item: of the first turn, see `RoseDatasetMapper`.
         region: what to ask for.
-        within_box: the answering patch must touch the box of the instruction.
+        within_box: the answering patch must touch the box of the instruction. Not where there is
+            an expression, for then the prior may lie on another object.
 
     Returns:
         An item of `batched_inputs` of task "refinement", with the first wording of the situation.
@@ -91,14 +94,14 @@ def refinement_input(item: dict, region: RegionRefinement, *, within_box: bool =
     side = item["image"].shape[-1]
     wrong_name = region.name if region.situation == "category" else None
     box = region.box(side)
-    request = RefinementRequest(region.situation, box, wrong_name)
+    request = RefinementRequest(region.situation, box, wrong_name, region.expression)
     prior = torch.zeros(side, side) if region.prior is None else region.view(side)
     return {
         **{key: item[key] for key in _PASSED_ON if key in item},
         "task": TASK,
         "conversation": Conversation(build_refinement_instruction(request)),
         "prior_mask": prior[None].float(),
-        **({"answer_box": box} if within_box else {}),
+        **({"answer_box": box} if within_box and region.expression is None else {}),
     }
 
 

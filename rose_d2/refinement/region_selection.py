@@ -142,15 +142,18 @@ def instance_regions(
     return [region for region in regions if region.prior.any()]
 
 
-def referring_regions(answer: Tensor, truth: ReferringTarget) -> list[RegionRefinement]:
+def referring_regions(
+    answer: Tensor, truth: ReferringTarget, expression: str
+) -> list[RegionRefinement]:
     """The answer to an expression, always as situation "mask"; none where it is empty.
 
     Args:
         answer: bool (H, W).
         truth: what the expression refers to.
+        expression: for example "the dog on the left".
     """
     if not answer.any():
         return []
     target = torch.from_numpy(truth.mask).to(answer.device)
     ignored = None if truth.ignore is None else torch.from_numpy(truth.ignore).to(answer.device)
-    return [RegionRefinement("mask", answer, target, ignored=ignored)]
+    return [RegionRefinement("mask", answer, target, expression=expression, ignored=ignored)]

@@ -98,7 +98,7 @@ class ReferringRefinement:
     def regions(
         self, output: dict, item: dict, truth: DatasetGroundTruth, settings: RefinementSettings
     ) -> list[RegionRefinement]:
-        return referring_regions(output["ref_seg"], truth.target(item))
+        return referring_regions(output["ref_seg"], truth.target(item), item["sentence"])
 
     def merge(
         self, output: dict, regions: Sequence[RegionRefinement], answers: Sequence[dict]

@@ -23,15 +23,18 @@ class RefinementRequest:
         box: (x1, y1, x2, y2), integers 0-999 over the image's width and height: the box of the
             prior mask, for "missed" of the region itself. See `normalised_box`.
         wrong_category: the name to be corrected; for "category" only.
+        expression: what the mask was asked for with, if it answered a referring expression; for
+            "mask" only.
 
     Raises:
-        ValueError: unknown situation, a box that is not one, or a name where the situation has none
-            (and the other way round).
+        ValueError: unknown situation, a box that is not one, a name where the situation has none
+            (and the other way round), or an expression that is empty or not of a mask.
     """
 
     situation: str
     box: NormalisedBox
     wrong_category: str | None = None
+    expression: str | None = None
 
     def __post_init__(self) -> None:
         if self.situation not in SITUATIONS:
@@ -49,6 +52,13 @@ class RefinementRequest:
             raise ValueError(
                 f"Situation {self.situation!r} takes no name, got {self.wrong_category!r}; use "
                 "situation 'category' to correct a name."
+            )
+        if self.expression is not None and (
+            self.situation != "mask" or not self.expression.strip()
+        ):
+            raise ValueError(
+                f"Situation {self.situation!r} got the referring expression {self.expression!r}; "
+                "give one with words, in situation 'mask', or None."
             )
 
 

@@ -80,6 +80,24 @@ def test_sam_is_run_once_and_the_lmm_once_a_prior_mask(session, encoder_calls):
     assert encoder_calls == {"sam": 1, "lmm": 3}, "no prior mask"
 
 
+def test_what_was_asked_for_is_repeated_when_its_mask_is_refined(session):
+    (found,) = session.refer("the dog")
+    (finer,) = session.refine(found)
+    assert (found.expression, finer.expression) == ("the dog", "the dog")
+    (renamed,) = session.name(finer)
+    (finest,) = session.refine(renamed, situation="mask")
+    asked, repair = session.dialogue[-2].sent.split("Please output the segmentation mask. ")
+    assert asked == "What is the dog in this image? "
+    assert repair.startswith("This segmentation mask is incomplete")
+    session.add(dog(), replacing=finest)
+    session.refine(session.segments[0], situation="category")
+    assert "the dog" not in session.dialogue[-2].sent
+    (added,) = session.add(dog())
+    assert added.expression is None
+    session.refine(added)
+    assert session.dialogue[-2].sent.startswith("This segmentation mask is incomplete")
+
+
 @pytest.mark.parametrize("task", ["panoptic", "instance", "semantic", "referring", "refinement"])
 def test_answers_equal_those_of_the_model_without_cache(predictor, session, image, task):
     session.segment()  # fills the cache

@@ -29,7 +29,16 @@ def session(predictor):
 
 
 def same(one, two):
-    fields = ("id", "replaces", "category_name", "score", "name_score", "is_thing", "session_key")
+    fields = (
+        "id",
+        "replaces",
+        "category_name",
+        "score",
+        "name_score",
+        "is_thing",
+        "session_key",
+        "expression",
+    )
     assert [[getattr(s, f) for f in fields] for s in one] == [
         [getattr(s, f) for f in fields] for s in two
     ]

@@ -40,6 +40,18 @@ def test_the_first_wordings_are_the_papers():
     }
 
 
+def test_the_referring_request_comes_before_the_repair():
+    request = RefinementRequest("mask", BOX, expression="the red car")
+    assert build_refinement_instruction(request) == (
+        "What is the red car in this image? Please output the segmentation mask. "
+        "This segmentation mask is incomplete, please ensure the entire object is captured. "
+        "The target is in the box [12, 30, 500, 999]."
+    )
+    drawn = {build_refinement_instruction(request, rng=random.Random(seed)) for seed in range(200)}
+    assert len({text.split("the red car")[0] for text in drawn}) == 5
+    assert len({text.split("the red car")[1] for text in drawn}) > 10
+
+
 def test_thirty_wordings_each_with_the_box():
     assert tuple(REFINEMENT_INSTRUCTIONS) == SITUATIONS
     wordings = [w for situation in SITUATIONS for w in REFINEMENT_INSTRUCTIONS[situation]]

@@ -140,7 +140,7 @@ def test_an_empty_prediction_or_name_makes_no_impossible_request(scene):
 
 def test_every_referring_answer_is_refined_as_mask():
     truth = SimpleNamespace(mask=np.ones((10, 20), dtype=bool), ignore=None)
-    (region,) = referring_regions(box_mask(0, 0, 10, 10), truth)
+    (region,) = referring_regions(box_mask(0, 0, 10, 10), truth, "the dog")
     assert region.situation == "mask"
     assert region.iou(region.prior) == 0.5
-    assert referring_regions(torch.zeros(10, 20, dtype=torch.bool), truth) == []
+    assert referring_regions(torch.zeros(10, 20, dtype=torch.bool), truth, "the dog") == []

@@ -123,19 +123,28 @@ def test_every_referring_answer_is_refined(scene, make_item):
         "instances": scene.instances((scene.box(0, 0, 10, 20), 0, 0.9)),
     }
     model = scene.model(first, [(scene.dog, 0, 0.3)])
-    (output,) = wrap(model)([make_item("referring", ref_id=5, sent_id=0)])
+    (output,) = wrap(model)([make_item("referring", ref_id=5, sent_id=0, sentence="the dog")])
     assert torch.equal(output["ref_seg"], scene.dog)
     assert (output["ref_patch"], output["before"]["ref_patch"]) == (3, 0)
     (record,) = output["refinements"]
     assert (record["iou_before"], record["iou_after"]) == (0.5, 1.0)
     assert record["chosen_with"] == "every answer"
+    (turn,) = model.turns
+    # The first answer may lie on another object, so only the words say where to look.
+    assert "answer_box" not in turn
+    assert turn["conversation"].instruction == (
+        "What is the dog in this image? Please output the segmentation mask. "
+        "This segmentation mask is incomplete, please ensure the entire object is captured. "
+        "The target is in the box [0, 0, 167, 500]."
+    )
 
 
 def test_the_sentence_decides_the_target_of_an_expression(scene, make_item):
     first = {"ref_seg": scene.cat, "instances": scene.instances((scene.cat, 1, 0.9))}
     for sent_id, iou in ((0, 0.0), (1, 1.0), (-1, 0.0)):
         model = scene.model(first, [(scene.cat, 1, 0.5)])
-        (output,) = wrap(model)([make_item("referring", ref_id=5, sent_id=sent_id)])
+        item = make_item("referring", ref_id=5, sent_id=sent_id, sentence="the dog")
+        (output,) = wrap(model)([item])
         assert output["refinements"][0]["iou_before"] == iou
 
 
@@ -143,7 +152,8 @@ def test_later_rounds_start_from_the_latest_result(scene, make_item):
     half = scene.box(0, 0, 10, 20)
     first = {"ref_seg": half, "instances": scene.instances((half, 0, 0.9))}
     model = scene.model(first, [(scene.box(0, 0, 15, 20), 0, 0.5), (scene.dog, 0, 0.5)])
-    (output,) = wrap(model, rounds=2)([make_item("referring", ref_id=5, sent_id=0)])
+    item = make_item("referring", ref_id=5, sent_id=0, sentence="the dog")
+    (output,) = wrap(model, rounds=2)([item])
     assert [(r["round"], r["iou_before"]) for r in output["refinements"]] == [(1, 0.5), (2, 0.75)]
     assert "[0, 0, 250, 500]" in model.turns[1]["conversation"].instruction
     assert torch.equal(output["ref_seg"], scene.dog)

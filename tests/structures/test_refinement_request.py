@@ -29,6 +29,9 @@ def test_a_request_keeps_what_it_was_given(arguments):
         (("category", BOX, " "), "needs the name to be corrected"),
         (("mask", BOX, "dog"), "takes no name"),
         (("missed", BOX, ""), "takes no name"),
+        (("missed", BOX, None, "the dog"), "expression 'the dog'"),
+        (("category", BOX, "cat", "the dog"), "expression 'the dog'"),
+        (("mask", BOX, None, " "), "expression ' '"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(arguments, message):
