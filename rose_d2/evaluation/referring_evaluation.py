@@ -17,7 +17,13 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
 from rose_d2.data.referring_samples import referring_samples, sample_key
-from rose_d2.evaluation.referring_metrics import SentenceScore, mask_overlap, referring_metrics
+from rose_d2.evaluation.expression_kinds import expression_kind
+from rose_d2.evaluation.referring_metrics import (
+    SentenceScore,
+    mask_overlap,
+    metrics_by_kind,
+    referring_metrics,
+)
 from rose_d2.evaluation.referring_targets import ReferringTarget
 from rose_d2.structures.patch_grid import PatchGrid
 
@@ -98,8 +104,8 @@ class RefCOCOEvaluator(DatasetEvaluator):
     def evaluate(self) -> OrderedDict:
         """
         Returns:
-            {"referring": metrics}, per reference {"referring_per_ref": metrics}; empty on all
-            but the main process.
+            {"referring": metrics}, per reference {"referring_per_ref": metrics}, with those by
+            kind of expression; empty on all but the main process.
 
         Raises:
             ValueError: on every process, if a sample has no answer or more than one.
@@ -113,9 +119,12 @@ class RefCOCOEvaluator(DatasetEvaluator):
         scores = sorted(scores)
         self._write(scores)
         self._warn_of_answers_to_all(scores)
-        metrics = referring_metrics(scores)
+        metrics, by_kind = referring_metrics(scores), metrics_by_kind(scores)
         logger.info("Results of %s:\n%s", self._result_task, create_small_table(metrics))
-        return OrderedDict({self._result_task: metrics})
+        if by_kind:
+            counts = dict(Counter(score.kind for score in scores))
+            logger.info("By kind of expression, %s:\n%s", counts, create_small_table(by_kind))
+        return OrderedDict({self._result_task: metrics | by_kind})
 
     def _score(self, key: tuple[int, int], output: dict) -> SentenceScore:
         if key not in self._samples:
@@ -124,7 +133,8 @@ class RefCOCOEvaluator(DatasetEvaluator):
                 "does not have; evaluate with the test loader of the same dataset and "
                 "TEST.REFERRING.PROTOCOL."
             )
-        target = self._decode(self._samples[key])
+        sample = self._samples[key]
+        target = self._decode(sample)
         answer = output["ref_seg"].to(device="cpu", dtype=torch.bool)
         if answer.shape != target.size:
             raise ValueError(
@@ -136,7 +146,8 @@ class RefCOCOEvaluator(DatasetEvaluator):
             patches = target.window_patches(self._patch_grid, self._window)
             patch_right = int(int(output["ref_patch"]) in patches)
         overlap = mask_overlap(answer.numpy(), target.mask, target.ignore)
-        return SentenceScore(*key, *overlap, len(target), patch_right)
+        kind = expression_kind(sample["sentence"])
+        return SentenceScore(*key, *overlap, len(target), patch_right, kind)
 
     def _decode(self, sample: dict) -> ReferringTarget:
         # The sentences of a reference follow each other and have one target.

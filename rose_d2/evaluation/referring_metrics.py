@@ -24,7 +24,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rose_d2.evaluation.expression_kinds import EXPRESSION_KINDS
+
 _PRECISION_TENTHS = (5, 6, 7, 8, 9)
+_KIND_METRICS = ("cIoU", "P@0.5", "P@answer_patch")
 
 
 class MaskOverlap(NamedTuple):
@@ -53,6 +56,7 @@ class SentenceScore(NamedTuple):
         num_targets: objects the sentence is about; 0 if there is nothing to find.
         patch_right: 1 if the answering patch lies in the window of a target, 0 if not, -1 if the
             output does not name its patch.
+        kind: what the sentence goes by, see `expression_kind`.
     """
 
     ref_id: int
@@ -62,6 +66,7 @@ class SentenceScore(NamedTuple):
     answer: int
     num_targets: int = 1
     patch_right: int = -1
+    kind: str = "name"
 
     @property
     def iou(self) -> float:
@@ -118,6 +123,25 @@ def referring_metrics(scores: Sequence[SentenceScore]) -> dict[str, float]:
         right = sum(score.patch_right for score in targeted)
         metrics["P@answer_patch"] = _percent(right, len(targeted))
     return metrics
+
+
+def metrics_by_kind(scores: Sequence[SentenceScore]) -> dict[str, float]:
+    """Metrics of each kind of expression, named as detectron2 names those of a class.
+
+    Args:
+        scores: one per sample.
+
+    Returns:
+        "cIoU-position", "P@0.5-position", "P@answer_patch-position" (where there is one), and so
+        on for every kind that occurs; nothing if it is only one.
+    """
+    kinds = [kind for kind in EXPRESSION_KINDS if any(score.kind == kind for score in scores)]
+    table: dict[str, float] = {}
+    for kind in kinds if len(kinds) > 1 else ():
+        chosen = [score for score in scores if score.kind == kind]
+        metrics = referring_metrics(chosen)
+        table |= {f"{n}-{kind}": metrics[n] for n in _KIND_METRICS if n in metrics}
+    return table
 
 
 def _percent(part: float, whole: int) -> float:

@@ -54,7 +54,7 @@ def test_sentence_scores_are_written(evaluator, scenes):
     scores = json.loads((scenes.root / "out" / "referring_scores.json").read_text())
     assert len(scores) == 5
     pixels = {"intersection": 200, "union": 200, "answer": 200}
-    rest = {"num_targets": 1, "patch_right": -1}
+    rest = {"num_targets": 1, "patch_right": -1, "kind": "name"}
     assert scores[0] == {"ref_id": 100, "sent_id": 0, **pixels, **rest}
 
 

@@ -3,7 +3,12 @@ import math
 import numpy as np
 import pytest
 
-from rose_d2.evaluation.referring_metrics import SentenceScore, mask_overlap, referring_metrics
+from rose_d2.evaluation.referring_metrics import (
+    SentenceScore,
+    mask_overlap,
+    metrics_by_kind,
+    referring_metrics,
+)
 
 PRECISIONS = ["P@0.5", "P@0.6", "P@0.7", "P@0.8", "P@0.9"]
 
@@ -121,3 +126,21 @@ def test_an_independent_implementation_agrees_on_random_masks(seed):
     expected = _plain_metrics(answers, targets, ignores, has_target)
     assert referring_metrics(scores) == pytest.approx(expected, abs=1e-9)
     assert all(0 < value < 100 for key, value in expected.items() if key != "P@0.9")
+
+
+def test_kinds_of_expressions_are_scored_apart():
+    scores = [
+        SentenceScore(1, 0, 6, 10, 6, kind="position"),
+        SentenceScore(1, 1, 4, 10, 6, kind="position"),
+        SentenceScore(2, 0, 30, 30, 30, kind="name"),
+    ]
+    assert metrics_by_kind(scores) == {
+        "cIoU-position": 50,
+        "P@0.5-position": 50,
+        "cIoU-name": 100,
+        "P@0.5-name": 100,
+    }
+    assert metrics_by_kind(scores[:2]) == {}
+    patches = [score._replace(patch_right=int(score.kind == "name")) for score in scores]
+    by_kind = metrics_by_kind(patches)
+    assert (by_kind["P@answer_patch-position"], by_kind["P@answer_patch-name"]) == (0, 100)
