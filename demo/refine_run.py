@@ -13,7 +13,7 @@ from refine_policy import choose_segments
 
 from rose_d2.engine.predictor import find_weights
 from rose_d2.engine.provenance import config_hash, file_sha256
-from rose_d2.engine.session_instructions import check_text
+from rose_d2.engine.session.session_instructions import check_text
 from rose_d2.structures.segment import Segment
 from rose_d2.visualization import RoseVisualizer, contact_sheet
 

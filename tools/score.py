@@ -21,7 +21,7 @@ from detectron2.utils.logger import setup_logger
 import rose_d2  # noqa: F401  (registers the datasets)
 from rose_d2.engine.dataset_evaluation import SavedRun
 from rose_d2.engine.provenance import run_record, write_record
-from rose_d2.engine.report import write_report
+from rose_d2.engine.reports.report import write_report
 from rose_d2.evaluation.prediction_store import DESCRIPTION_NAME
 
 

@@ -33,8 +33,8 @@ from rose_d2.config import add_rose_config
 from rose_d2.data.image_io import read_image
 from rose_d2.data.mask_corruption import holes_and_patches
 from rose_d2.engine.predictor import RosePredictor
-from rose_d2.engine.session import RoseSession
-from rose_d2.engine.session_records import Answer, SessionSegment
+from rose_d2.engine.session.session import RoseSession
+from rose_d2.engine.session.session_records import Answer, SessionSegment
 from rose_d2.structures.segment import Segment
 from rose_d2.visualization import RoseVisualizer, contact_sheet
 

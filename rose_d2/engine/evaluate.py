@@ -10,7 +10,7 @@ from rose_d2.engine.checkpointer import RoseCheckpointer
 from rose_d2.engine.dataset_evaluation import Weights, check_test_datasets
 from rose_d2.engine.defaults import RoseTrainer
 from rose_d2.engine.provenance import file_sha256, run_record, write_record
-from rose_d2.engine.report import write_report
+from rose_d2.engine.reports.report import write_report
 
 logger = logging.getLogger(__name__)
 

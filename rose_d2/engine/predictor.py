@@ -14,8 +14,8 @@ from torch import nn
 from rose_d2.data.image_io import model_views
 from rose_d2.engine.checkpointer import RoseCheckpointer
 from rose_d2.engine.questions import question_input, resolve_task
-from rose_d2.engine.session import RoseSession
-from rose_d2.engine.session_file import read_session
+from rose_d2.engine.session.session import RoseSession
+from rose_d2.engine.session.session_file import read_session
 
 logger = logging.getLogger(__name__)
 

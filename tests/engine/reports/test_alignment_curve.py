@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rose_d2.engine.alignment_curve import (
+from rose_d2.engine.reports.alignment_curve import (
     alignment_curves,
     curve_file_name,
     draw_alignment_curve,

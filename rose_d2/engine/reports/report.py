@@ -9,12 +9,16 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from rose_d2.data.datasets.registration import registered_entries
-from rose_d2.engine.alignment_curve import alignment_curves, curve_file_name, draw_alignment_curve
 from rose_d2.engine.protocol import is_referring, level_in_words
 from rose_d2.engine.provenance import run_record
-from rose_d2.engine.report_refinement import first_turn
-from rose_d2.engine.report_sections import dataset_sections, headline_numbers
-from rose_d2.engine.report_tables import DASH, folded, number, plain, table
+from rose_d2.engine.reports.alignment_curve import (
+    alignment_curves,
+    curve_file_name,
+    draw_alignment_curve,
+)
+from rose_d2.engine.reports.report_refinement import first_turn
+from rose_d2.engine.reports.report_sections import dataset_sections, headline_numbers
+from rose_d2.engine.reports.report_tables import DASH, folded, number, plain, table
 from rose_d2.evaluation.paper_results import (
     BENCHMARKS,
     ROSE,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rose_d2.engine.report_tables import number, plain, table
+from rose_d2.engine.reports.report_tables import number, plain, table
 from rose_d2.refinement.refinement_evaluation import (
     CHOSEN_WITH_GROUND_TRUTH,
     CHOSEN_WITHOUT,

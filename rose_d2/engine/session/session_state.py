@@ -6,7 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rose_d2.engine.session_records import MODEL, USER, Answer, SessionSegment, Turn, describe
+from rose_d2.engine.session.session_records import (
+    MODEL,
+    USER,
+    Answer,
+    SessionSegment,
+    Turn,
+    describe,
+)
 from rose_d2.structures.segment import Segment
 
 
@@ -83,9 +90,12 @@ class SessionState:
             found: the model's segments.
             text: the model's own words; None lists the segments.
             replaced: segments whose place the found ones take; they stay if none was found.
-            expression: what the found ones were asked for with, see `SessionSegment`.
+            expression: what the found ones were asked for with, see `SessionSegment`; a replaced
+                segment's is kept.
         """
         origin = replaced[0].id if len(replaced) == 1 and question.segment_ids else None
+        if origin is not None:
+            expression = self.known[origin].expression
         new = self._numbered(found, origin, expression)
         if not new and origin is not None:
             said = Turn(MODEL, text or f"I found nothing, {origin} stays as it is.", (origin,))

@@ -1,6 +1,6 @@
 import pytest
 
-from rose_d2.engine.session_instructions import (
+from rose_d2.engine.session.session_instructions import (
     check_text,
     refinement_request,
     refinement_words,

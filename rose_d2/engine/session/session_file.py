@@ -15,8 +15,8 @@ from PIL import Image
 
 from rose_d2.data.image_io import read_image
 from rose_d2.engine.provenance import config_hash
-from rose_d2.engine.session_records import MODEL, USER, SessionSegment, Turn
-from rose_d2.engine.session_state import SessionState
+from rose_d2.engine.session.session_records import MODEL, USER, SessionSegment, Turn
+from rose_d2.engine.session.session_state import SessionState
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rose_d2.engine.alignment_curve import alignment_curves, curve_file_name
 from rose_d2.engine.protocol import LEVEL_WORDS, is_referring
-from rose_d2.engine.report_refinement import first_turn, refinement_section
-from rose_d2.engine.report_tables import DASH, folded, number, plain, table
+from rose_d2.engine.reports.alignment_curve import alignment_curves, curve_file_name
+from rose_d2.engine.reports.report_refinement import first_turn, refinement_section
+from rose_d2.engine.reports.report_tables import DASH, folded, number, plain, table
 
 Metrics = Mapping[str, float]
 Tasks = Mapping[str, Metrics]

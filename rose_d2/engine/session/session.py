@@ -6,23 +6,24 @@ import dataclasses
 import os
 import uuid
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from rose_d2.engine.questions import question_input, resolve_task
 from rose_d2.engine.segments import segments_from_output
-from rose_d2.engine.session_features import SessionFeatures
-from rose_d2.engine.session_file import write_session
-from rose_d2.engine.session_instructions import check_text, refinement_request, refinement_words
-from rose_d2.engine.session_records import Answer, SessionSegment, Turn
-from rose_d2.engine.session_regions import as_box, as_mask, as_segment
-from rose_d2.engine.session_state import SessionState
-from rose_d2.prompts.conversation import Conversation
+from rose_d2.engine.session.session_file import write_session
+from rose_d2.engine.session.session_instructions import (
+    check_text,
+    refinement_request,
+    refinement_words,
+)
+from rose_d2.engine.session.session_model import SessionModel
+from rose_d2.engine.session.session_records import Answer, SessionSegment, Turn
+from rose_d2.engine.session.session_regions import as_box, as_mask, as_segment
+from rose_d2.engine.session.session_state import SessionState
 from rose_d2.prompts.refinement_templates import build_region_instruction, normalised_box
-from rose_d2.refinement.region_refinement import mask_in_view
-from rose_d2.structures.refinement_request import NormalisedBox, RefinementRequest
+from rose_d2.structures.refinement_request import RefinementRequest
 from rose_d2.structures.segment import Segment
 
 if TYPE_CHECKING:
@@ -66,8 +67,11 @@ class RoseSession:
             ValueError: the image is not uint8 (H, W, 3).
         """
         self._predictor = predictor
-        self._views = predictor.image_input(image)
-        self._features = SessionFeatures(predictor.model)
+        self._model = SessionModel(
+            predictor.model,
+            predictor.image_input(image),
+            within_box=predictor.cfg.TEST.REFINEMENT.WITHIN_BOX,
+        )
         self._state = SessionState(uuid.uuid4().hex) if state is None else state
         self.image = image.copy()
         self.image.flags.writeable = False
@@ -104,7 +108,7 @@ class RoseSession:
             ValueError: an unknown task, or candidates without a name.
         """
         question = question_input(resolve_task(task, None, candidates), None, candidates)
-        output = self._ask(question)
+        output = self._model.ask(question)
         found = segments_from_output(output, question["task"], min_score)
         words = question["conversation"].instruction
         return self._state.answer(
@@ -119,14 +123,10 @@ class RoseSession:
         """
         expression = check_text(expression)
         question = question_input("referring", expression)
-        output = self._ask(question)
+        output = self._model.ask(question)
         turn = Turn("user", expression, sent=question["conversation"].instruction)
-        return self._state.answer(
-            turn,
-            segments_from_output(output, "referring"),
-            output.get("text"),
-            expression=expression,
-        )
+        found = segments_from_output(output, "referring")
+        return self._state.answer(turn, found, output.get("text"), expression=expression)
 
     def refine(
         self,
@@ -151,22 +151,20 @@ class RoseSession:
         """
         old = self._state.current(segment)
         text = None if text is None else check_text(text)
-        prior = self._in_view(old.mask)
+        prior = self._model.view(old.mask)
         # In the view, as in training.
         box = normalised_box(prior.numpy(), prior.shape[0])
         request = refinement_request(text, situation, box, old.category_name, old.expression)
         words = refinement_words(text, request)
         # What was asked for with an expression may lie elsewhere.
         within = box if request.expression is None else None
-        output = self._ask_about_region("refinement", words, within, prior)
+        output = self._model.ask_about_region("refinement", words, within, prior)
         found = segments_from_output(output, "referring")
         if request.situation == "mask" and old.category_name:
             names = {"category_name": old.category_name, "name_score": old.name_score}
             found = [dataclasses.replace(new, **names, is_thing=old.is_thing) for new in found]
         turn = Turn("user", text or words, (old.id,), sent=words)
-        return self._state.answer(
-            turn, found, output.get("text"), replaced=(old,), expression=old.expression
-        )
+        return self._state.answer(turn, found, output.get("text"), replaced=(old,))
 
     def missed(self, box: Sequence[float], text: str | None = None) -> Answer:
         """Find what was overlooked in a box.
@@ -181,7 +179,7 @@ class RoseSession:
         request = RefinementRequest("missed", normalised_box(as_box(box, self.size), self.size))
         text = None if text is None else check_text(text)
         words = refinement_words(text, request)
-        output = self._ask_about_region("refinement", words, request.box)
+        output = self._model.ask_about_region("refinement", words, request.box)
         turn = Turn("user", text or words, sent=words)
         return self._state.answer(
             turn, segments_from_output(output, "referring"), output.get("text")
@@ -203,19 +201,16 @@ class RoseSession:
         if mask is None:
             prior, box = None, normalised_box(as_box(region, self.size), self.size)
         else:
-            prior = self._in_view(mask)
+            prior = self._model.view(mask)
             box = normalised_box(prior.numpy(), prior.shape[0])
         words = build_region_instruction(box if mask is None else None)
-        output = self._ask_about_region("region", words, box, prior)
+        output = self._model.ask_about_region("region", words, box, prior)
         found = segments_from_output(output, "referring")
         if mask is not None:
             found = [dataclasses.replace(new, mask=mask) for new in found]
         spoken_of, replaced = ((), ()) if old is None else ((old.id,), (old,))
         turn = Turn("user", words, spoken_of, sent=words)
-        expression = None if old is None else old.expression
-        return self._state.answer(
-            turn, found, output.get("text"), replaced=replaced, expression=expression
-        )
+        return self._state.answer(turn, found, output.get("text"), replaced=replaced)
 
     def add(self, *segments: Segment, replacing: SessionSegment | int | None = None) -> Answer:
         """Bring in masks from elsewhere, for example another system's, to talk about them.
@@ -251,25 +246,3 @@ class RoseSession:
             ValueError: the folder holds another session.
         """
         write_session(folder, self.image, self._state, self._predictor.cfg)
-
-    def _in_view(self, mask: np.ndarray) -> torch.Tensor:
-        """A mask (H, W) in the language model's view, bool (I, I)."""
-        # A copy, since a mask that stands in the session cannot be written.
-        return mask_in_view(torch.from_numpy(mask.copy()), self._views["image"].shape[-1])
-
-    def _ask_about_region(
-        self, task: str, words: str, box: NormalisedBox | None, prior: torch.Tensor | None = None
-    ) -> dict[str, Any]:
-        question: dict[str, Any] = {"task": task, "conversation": Conversation(words)}
-        if box is not None and self._predictor.cfg.TEST.REFINEMENT.WITHIN_BOX:
-            question["answer_box"] = box
-        if prior is not None:
-            question["prior_mask"] = prior[None].float()
-        return self._ask(question)
-
-    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        item = self._views | question
-        item["features"] = self._features.of(item)
-        with torch.no_grad():
-            (output,) = self._predictor.model([item])
-        return output

@@ -1,0 +1,1 @@
+"""A conversation about one image: `RoseSession` and what it remembers."""
