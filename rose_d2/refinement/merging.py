@@ -32,7 +32,8 @@ def merge_semantic(
 
     An answer whose name fits no class is not written. Written pixels score higher than all that
     was there, since the user pointed at them; where two answers overlap, the higher objectness
-    wins.
+    wins. Pixels that a repaired mask gives up go to the best other class with any score there, and
+    stay what they were where there is none, for nobody said that nothing is there.
 
     Args:
         sem_seg: (C + 1, H, W) non-negative scores.
@@ -50,13 +51,20 @@ def merge_semantic(
         class_id = answer_class(answer)
         if region.situation == "mask":
             class_id = region.position
-            merged[class_id] = 0
+            _give_up(merged, class_id, region.prior)
         elif region.situation == "category":
             merged[region.class_id][region.prior] = 0
         if class_id >= 0:
             written = answer["ref_seg"].to(merged.device) * score
             merged[class_id] = torch.maximum(merged[class_id], written)
     return merged
+
+
+def _give_up(sem_seg: Tensor, class_id: int, region: Tensor) -> None:
+    """Take all from a class, in place, but let it win over "no object" in its region."""
+    sem_seg[-1][region] = 0
+    sem_seg[class_id][region] *= torch.finfo(sem_seg.dtype).tiny
+    sem_seg[class_id][~region] = 0
 
 
 def merge_instances(
