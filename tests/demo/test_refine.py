@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from rose_d2.engine.predictor import RosePredictor
-from rose_d2.engine.session_state import SessionState
+from rose_d2.engine.session.session_state import SessionState
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "rose_tiny.yaml")

@@ -115,6 +115,7 @@ def test_answers_equal_those_of_the_model_without_cache(predictor, session, imag
         prior[:, 28:70, 9:47] = 1
         item["conversation"] = Conversation(session.dialogue[-2].sent)
         item["prior_mask"] = prior
+        item["answer_box"] = (107, 333, 559, 833)  # the prior's, of 999
     else:
         item["conversation"] = Conversation(build_instruction(task))
         found = session.segment(task, min_score=0)
