@@ -14,7 +14,8 @@ on your own data, with nothing to register:
     python train_net.py --config-file configs/rose_tiny.yaml --custom-coco images/ val.json \
         --eval-only MODEL.WEIGHTS output/rose_tiny
 
-Without a GPU, `--num-gpus 2` starts two CPU processes.
+Without a GPU, `--num-gpus 2` starts two CPU processes. torchrun and the deepspeed launcher start
+the processes themselves, and several machines work too: docs/training_at_scale.md.
 """
 
 import argparse
@@ -44,6 +45,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="the same, but give up predictions of an earlier run",
     )
+    # DeepSpeed's launcher adds it; the environment says the same.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     add_custom_data_arguments(parser)
     args = parser.parse_args(argv)
     if not args.config_file:

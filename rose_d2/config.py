@@ -53,6 +53,9 @@ def _add_lmm(cfg: CN) -> None:
     cfg.MODEL.LMM.DTYPE = "float32"
     # Recompute activations in the backward pass (vision tower and language model).
     cfg.MODEL.LMM.GRADIENT_CHECKPOINTING = False
+    # sdpa | eager | flash_attention_2 (package flash-attn, GPU; SigLIP only, since the language
+    # model's prefix mask is dense). sdpa picks among PyTorch's own kernels, flash ones included.
+    cfg.MODEL.LMM.ATTENTION = "sdpa"
 
     cfg.MODEL.LORA = CN()
     # Low-rank adapters in the language model (section 4.1).
@@ -207,8 +210,14 @@ def _add_input(cfg: CN) -> None:
 
 
 def _add_solver(cfg: CN) -> None:
-    # Step engine: torch.
+    # Step engine: torch | deepspeed.
     cfg.SOLVER.ENGINE = "torch"
+    cfg.SOLVER.DEEPSPEED = CN()
+    # What DeepSpeed's ZeRO divides among processes: 1 optimizer, 2 gradients too (as LISA), 3
+    # weights too.
+    cfg.SOLVER.DEEPSPEED.ZERO_STAGE = 2
+    # JSON of more DeepSpeed settings; "" none. What SOLVER says may not be contradicted there.
+    cfg.SOLVER.DEEPSPEED.CONFIG_FILE = ""
     # Micro-batches of IMS_PER_BATCH images summed into one optimizer step.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
     # Checkpoints kept on disk, newest first; 0 keeps all.
@@ -219,5 +228,14 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "full_model"
     # Iterations between progress lines; a row of metrics is the median over them.
     cfg.SOLVER.LOG_PERIOD = 20
+    # Updates skipped in a row because of a NaN or infinite loss or gradient before the run stops
+    # with a dump; 0 stops at the first. One broken sample costs one update, diverged weights all.
+    cfg.SOLVER.MAX_SKIPPED_STEPS = 0
+    # Seconds without progress until the rank that stalls is named; 0: no watchdog (ours: several
+    # times a step of the 7B model, a sixth of the time-out of collectives).
+    cfg.SOLVER.WATCHDOG_SECONDS = 300.0
+    # Peak of one device in TFLOP/s, for model FLOPs utilisation; 0: measured at the start by a
+    # matrix product, -1: no such metric.
+    cfg.SOLVER.DEVICE_PEAK_TFLOPS = 0.0
     # Learning-rate factor per part: the names of MODEL.TRAINABLE, and LORA.
     cfg.SOLVER.LR_MULTIPLIER = CN(dict.fromkeys((*cfg.MODEL.TRAINABLE, "LORA"), 1.0))

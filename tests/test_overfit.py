@@ -13,7 +13,7 @@ from rose_d2.data.datasets.clipart import load_clipart
 from rose_d2.evaluation.matched_targets import evaluate_matched_targets
 
 NUM_SCENES = 3
-STEPS = 150
+STEPS = 180
 
 
 @pytest.fixture

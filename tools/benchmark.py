@@ -5,11 +5,15 @@ r"""Measure speed and memory.
     python tools/benchmark.py data --memory --num 10000          # does a worker's memory stay flat?
     python tools/benchmark.py eval --config-file configs/rose_tiny.yaml \
         --dataset clipart_panoptic_val --num 100 --opts MODEL.WEIGHTS checkpoints/rose_tiny
+    python tools/benchmark.py train --config-file configs/rose_tiny.yaml   # optimizer steps
+    python tools/benchmark.py infer --config-file configs/rose_tiny.yaml --batch-size 1 4
 
 `data` reports how many images a second one process prepares, at the image size of
 configs/rose_7b.yaml (672 for the language model, 1024 for SAM) or of another config, and where the
 time goes. `eval` reports, per image, the time of the model and of each evaluator of a dataset, one
-after the other, and how memory grows.
+after the other, and how memory grows. `train` and `infer` build the model of a config in its true
+size with random weights and run it on made-up images, so they need no checkpoint and no dataset;
+they report the time of each part, images a second, the peak memory and the FLOP/s achieved.
 """
 
 import argparse
@@ -18,10 +22,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
 import rose_d2  # noqa: F401  (registers the model and the datasets)
-from rose_d2.config import add_rose_config
 from rose_d2.data.benchmark import (
     COCO_LIKE,
     measure_memory,
@@ -29,9 +32,12 @@ from rose_d2.data.benchmark import (
     register_coco_like,
 )
 from rose_d2.data.build import build_rose_test_loader
-from rose_d2.engine.checkpointer import RoseCheckpointer
+from rose_d2.engine.checkpoints.checkpointer import RoseCheckpointer
 from rose_d2.engine.dataset_evaluation import check_test_datasets
 from rose_d2.engine.defaults import RoseTrainer
+from rose_d2.engine.planning.step_benchmark import measure_inference, measure_training
+from rose_d2.engine.planning.step_benchmark_report import report_step
+from rose_d2.engine.read_config import read_config
 from rose_d2.evaluation.benchmark import measure_evaluation
 from rose_d2.evaluation.build import build_evaluator
 
@@ -66,7 +72,19 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     evaluation.add_argument(
         "--num", type=int, default=100, help="images per dataset (default: %(default)s)"
     )
-    for command in (data, evaluation):
+    train = commands.add_parser("train", help="time, memory and FLOP/s of training steps")
+    infer = commands.add_parser("infer", help="time, memory and FLOP/s of inference")
+    infer.add_argument(
+        "--batch-size", type=int, nargs="+", default=[1], help="images at once (default: 1)"
+    )
+    for command in (train, infer):
+        command.add_argument(
+            "--config-file", default="configs/rose_tiny.yaml", help="default: %(default)s"
+        )
+        command.add_argument(
+            "--num", type=int, default=5, help="steps to measure (default: %(default)s)"
+        )
+    for command in (data, evaluation, train, infer):
         command.add_argument(
             "--opts",
             nargs=argparse.REMAINDER,
@@ -78,10 +96,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def make_config(args: argparse.Namespace) -> CfgNode:
     """The config of the command line; every sample trains, so a missing seed is 0."""
-    cfg = get_cfg()
-    add_rose_config(cfg)
-    cfg.merge_from_file(args.config_file)
-    cfg.merge_from_list(args.opts)
+    cfg = read_config(args.config_file, args.opts)
     cfg.SEED = max(cfg.SEED, 0)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
@@ -129,6 +144,23 @@ def report_evaluation(cfg: CfgNode, dataset: str, num: int) -> None:
     )
 
 
+def report_training(cfg: CfgNode, num: int) -> None:
+    """Print what optimizer steps of one process cost."""
+    cost = measure_training(cfg, num)
+    title = (
+        f"training: {cfg.SOLVER.IMS_PER_BATCH} images x {cfg.SOLVER.ACCUMULATION_STEPS} "
+        f"micro-batches a step, engine {cfg.SOLVER.ENGINE}"
+    )
+    print(report_step(title, cfg, cost))
+
+
+def report_inference(cfg: CfgNode, batch_size: int, num: int) -> None:
+    """Print what one batch at inference costs."""
+    cost = measure_inference(cfg, batch_size, num)
+    title = f"inference: {batch_size} images, top {cfg.TEST.TOP_K}, all of them named"
+    print(report_step(title, cfg, cost))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = parse_args(arguments)
@@ -137,6 +169,13 @@ def main(arguments: list[str] | None = None) -> int:
         if args.command == "eval":
             for dataset in args.dataset:
                 report_evaluation(cfg, dataset, args.num)
+            return 0
+        if args.command == "train":
+            report_training(cfg, args.num)
+            return 0
+        if args.command == "infer":
+            for batch_size in args.batch_size:
+                report_inference(cfg, batch_size, args.num)
             return 0
         report = report_memory if args.memory else report_speed
         with tempfile.TemporaryDirectory() as folder:

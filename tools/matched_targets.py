@@ -16,7 +16,7 @@ from detectron2.modeling import build_model
 
 import rose_d2  # noqa: F401  (registers the model and the datasets)
 from rose_d2.data.build import build_rose_target_loader
-from rose_d2.engine.checkpointer import RoseCheckpointer
+from rose_d2.engine.checkpoints.checkpointer import RoseCheckpointer
 from rose_d2.engine.read_config import read_config
 from rose_d2.evaluation.matched_targets import evaluate_matched_targets
 

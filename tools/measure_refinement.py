@@ -18,7 +18,7 @@ from detectron2.modeling import build_model
 import rose_d2  # noqa: F401  (registers the model and the datasets)
 from rose_d2.data.build import load_dataset_dicts
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
-from rose_d2.engine.checkpointer import RoseCheckpointer
+from rose_d2.engine.checkpoints.checkpointer import RoseCheckpointer
 from rose_d2.engine.read_config import read_config
 from rose_d2.refinement.synthetic_turns import refine_synthetic_turns, summarise
 

@@ -22,6 +22,7 @@ from rose_d2.data.mixture import MixtureBatchSampler, MixtureDataset, MixtureStr
 from rose_d2.data.packed_dicts import PackedDicts
 from rose_d2.data.referring_samples import referring_samples
 from rose_d2.data.training_mix import training_weights
+from rose_d2.data.worker_signals import obey_only_the_parent
 
 logger = logging.getLogger(__name__)
 
@@ -90,13 +91,15 @@ def build_rose_test_loader(
         A loader of `list[dict]` without targets, see `RoseDatasetMapper`.
     """
     dicts = load_test_dicts(cfg, dataset_name) if dicts is None else dicts
-    return build_detection_test_loader(
+    loader = build_detection_test_loader(
         dicts,
         mapper=RoseDatasetMapper(cfg, is_train=False),
         sampler=WholeBatchSampler(len(dicts), cfg.TEST.IMS_PER_BATCH),
         batch_size=cfg.TEST.IMS_PER_BATCH,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+    loader.worker_init_fn = _init_worker  # which detectron2's function does not take
+    return loader
 
 
 def build_rose_target_loader(cfg: CfgNode, dataset_name: str) -> torchdata.DataLoader:
@@ -220,5 +223,6 @@ def _seed(cfg: CfgNode) -> int:
 
 
 def _init_worker(worker_id: int) -> None:
+    obey_only_the_parent()
     # Workers are the parallelism; threads of their own would only fight over the cores.
     cv2.setNumThreads(0)

@@ -1,1 +1,1 @@
-"""Training and checkpoints: floor 4."""
+"""Whole models at work: training, evaluation, prediction; floor 4."""

@@ -24,13 +24,17 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from rose_d2.data.build import build_rose_test_loader, build_rose_train_loader
-from rose_d2.engine.checkpointer import RoseCheckpointer
+from rose_d2.engine.checkpoints.checkpointer import RoseCheckpointer
+from rose_d2.engine.checkpoints.data_position import DataPositionHook
+from rose_d2.engine.checkpoints.preemption import PreemptionHook
+from rose_d2.engine.checkpoints.random_state import RandomStateHook, preserved_random_state
 from rose_d2.engine.custom_data import use_custom_data
 from rose_d2.engine.dataset_evaluation import Weights, check_test_datasets, evaluate_dataset
+from rose_d2.engine.health.health import build_health_hooks
+from rose_d2.engine.health.parameter_table import log_parameter_table
 from rose_d2.engine.provenance import config_hash
-from rose_d2.engine.random_state import RandomStateHook, preserved_random_state
 from rose_d2.engine.read_config import read_config
-from rose_d2.engine.train_loop import build_step_engine
+from rose_d2.engine.steps.step_engine import build_step_engine
 from rose_d2.evaluation.build import build_evaluator
 from rose_d2.refinement.build import build_evaluation_model, build_refinement_evaluator
 
@@ -103,6 +107,7 @@ class RoseTrainer(DefaultTrainer):
         check_test_datasets(cfg.DATASETS.TEST)
         self.cfg = cfg
         model = self.build_model(cfg)
+        log_parameter_table(model)
         self._trainer = build_step_engine(cfg, model)
         self.scheduler = self._trainer.scheduler
         self.checkpointer = RoseCheckpointer(
@@ -111,8 +116,13 @@ class RoseTrainer(DefaultTrainer):
             keep=cfg.SOLVER.CHECKPOINT_KEEP,
             allow_missing_keys=cfg.MODEL.ALLOW_MISSING_KEYS,
             config_hash=config_hash(cfg),
+            gathered_parameters=self._trainer.gathered_parameters,
             trainer=weakref.proxy(self),
         )
+        self._data_position = DataPositionHook(
+            cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATION_STEPS
+        )
+        self._preemption = PreemptionHook(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
@@ -123,9 +133,12 @@ class RoseTrainer(DefaultTrainer):
         writers = hooks.PeriodicWriter(self.build_writers(), period=self.cfg.SOLVER.LOG_PERIOD)
         return [
             hooks.IterationTimer(),
+            *build_health_hooks(self.cfg, self._trainer, self.checkpointer.model),
             schedule,
             RandomStateHook(),
+            self._data_position,
             hooks.PeriodicCheckpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD),
+            self._preemption,
             hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate),
             writers if comm.is_main_process() else None,
         ]
@@ -141,14 +154,21 @@ class RoseTrainer(DefaultTrainer):
 
     def train(self) -> dict[str, Any] | None:
         """Train from `start_iter` to `SOLVER.MAX_ITER`."""
-        loader = self.build_train_loader(self.cfg, start_iter=self.start_iter)
+        data_iter = self._data_position.start_of_data(self.start_iter)
+        loader = self.build_train_loader(self.cfg, start_iter=data_iter)
         # Now, because starting workers draws random numbers: the states saved in a checkpoint
         # are restored after this, in RandomStateHook.before_train.
         self._trainer.data_iterator = iter(loader)
-        return super().train()
+        try:
+            return super().train()
+        finally:
+            # Ends the workers; while an error is on its way up, nothing else would for seconds.
+            self._trainer.data_iterator = iter(())
 
     def _evaluate(self) -> dict[str, Any]:
-        with preserved_random_state():
+        if self._preemption.agreed:  # in the last step: evaluation is left to the resumed run
+            return {}
+        with preserved_random_state(), self._trainer.evaluation():
             self._last_eval_results = self.test(self.cfg, self.checkpointer.model)
         return self._last_eval_results
 

@@ -6,7 +6,7 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from rose_d2.engine.checkpointer import RoseCheckpointer
+from rose_d2.engine.checkpoints.checkpointer import RoseCheckpointer
 from rose_d2.engine.dataset_evaluation import Weights, check_test_datasets
 from rose_d2.engine.defaults import RoseTrainer
 from rose_d2.engine.provenance import file_sha256, run_record, write_record

@@ -1,4 +1,4 @@
-"""How a job ends when something fails: all its processes, on all machines, with the first error.
+"""How a job starts, and how it ends when something fails: on all machines, with the first error.
 
 detectron2's `launch` ends the processes of one machine when one of them fails. Those of other
 machines would wait in a collective for half an hour. Here every process watches for the error of
@@ -8,65 +8,70 @@ any other one, and what a user can mend is told in one sentence instead of a tra
 from __future__ import annotations
 
 import argparse
-import json
-import logging
-import os
-import socket
-import sys
-import threading
-import time
 from collections.abc import Callable
-from datetime import timedelta
+from contextlib import nullcontext
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from urllib.parse import urlparse
 
-import torch.distributed as dist
 from detectron2.engine import launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-logger = logging.getLogger(__name__)
+from rose_d2.engine.checkpoints.preemption import Preempted, termination_forwarded
+from rose_d2.engine.failure_watch import FailureWatch, program, publish_failure
+from rose_d2.engine.job_store import shared_store
+from rose_d2.engine.outer_launcher import join_process_group, started_by_launcher
 
-_FAILURE_KEY = "rose_d2/failure"
-_POLL_SECONDS = 1.0
-# The launcher ends the processes of its own machine; they wait this long for it.
-_LAUNCHER_SECONDS = 15.0
-# A failed process lives this long for other machines to read why.
-_READING_SECONDS = 10.0
-# A process that lost a connection waits this long for the reason.
-_CAUSE_SECONDS = 5.0
-_STORE_TIMEOUT = timedelta(seconds=30)
 _PACKAGE = Path(__file__).parents[1]
 
 
 def run_job(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
     """Run `main(args)` in all processes of this machine, as detectron2's `launch` does.
 
+    Started by torchrun or DeepSpeed's launcher, which run one such process per GPU, it runs
+    `main(args)` in this one.
+
     Args:
         main: a function of a module.
         args: from detectron2's `default_argument_parser`; passed on to `main`.
 
     Raises:
-        SystemExit: the job failed; the exit status is not 0 and stderr says why.
+        SystemExit: the job failed or was preempted; the exit status is not 0 and stderr says why.
     """
+    place = started_by_launcher()
+    if place is not None:
+        if args.num_machines * args.num_gpus > 1:
+            raise SystemExit(
+                f"{program()}: --num-gpus {args.num_gpus} and --num-machines {args.num_machines} "
+                f"were given, but a launcher has started {place.world_size} processes already "
+                "(RANK and WORLD_SIZE are set): leave both out, or leave out the launcher."
+            )
+        if place.world_size > 1:
+            join_process_group(place)
+            run_process(main, args)
+            return
+    _launch(main, args)
+
+
+def _launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
     several = args.num_machines * args.num_gpus > 1
     try:
-        launch(
-            run_process if several else run_alone,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(main, args),
-        )
+        with termination_forwarded() if several else nullcontext():
+            launch(
+                run_process if several else run_alone,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(main, args),
+            )
     except ProcessRaisedException as error:
         raise SystemExit(str(error)) from None
     except ProcessExitedException as error:
         if error.signal_name is None:
             raise SystemExit(error.exit_code) from None  # it has said why
-        reason = f"{_program()}: process {error.error_index} was ended by {error.signal_name}"
+        reason = f"{program()}: process {error.error_index} was ended by {error.signal_name}"
         _tell_other_machines(args, reason)
         hint = "; the machine may have run out of memory" if "KILL" in error.signal_name else ""
         raise SystemExit(f"{reason}{hint}.") from None
@@ -84,15 +89,20 @@ def run_alone(main: Callable[..., Any], *args: Any) -> None:
 
 def run_process(main: Callable[..., Any], *args: Any) -> None:
     """Call `main` in one process of several; the process group has to be there."""
-    with FailureWatch(_shared_store()):
+    preempted: Preempted | None = None
+    with FailureWatch(shared_store()):
         try:
             main(*args)
+        except Preempted as error:
+            preempted = error  # as in every other process, so nobody has failed
         except Exception as error:
             if is_users_mistake(error):
                 raise SystemExit(_sentence(error)) from error
             raise
         # Whoever is still busy may fail yet, and needs the store of process 0.
         comm.synchronize()
+    if preempted is not None:
+        raise preempted
 
 
 def is_users_mistake(error: BaseException) -> bool:
@@ -109,145 +119,19 @@ def is_users_mistake(error: BaseException) -> bool:
     return _PACKAGE in Path(trace.tb_frame.f_code.co_filename).parents
 
 
-class FailureWatch:
-    """Tells all processes of a job that one has failed, and ends this one when another has.
-
-    The first error is published in the store through which the processes found each other. A
-    thread looks there every second; it also works while the process waits in a collective.
-    """
-
-    def __init__(self, store: dist.Store) -> None:
-        """
-        Args:
-            store: a connection that nobody else uses, to a store all processes share.
-        """
-        self._store = store
-        self._rank = comm.get_rank()
-        self._machine = self._rank // comm.get_local_size()
-        self._num_machines = comm.get_world_size() // comm.get_local_size()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="failure watch", daemon=True)
-
-    def __enter__(self) -> FailureWatch:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is not None and _is_consequence(error):
-            # Whoever broke the connection may say why; then the watching thread ends this process.
-            time.sleep(_CAUSE_SECONDS)
-        self._ended.set()
-        self._thread.join()
-        if error is None:
-            return
-        first = self._publish(error)
-        if first["rank"] == self._rank:
-            self._wait_for_readers()
-        else:
-            self._obey(first)
-
-    def _publish(self, error: BaseException) -> dict[str, Any]:
-        """Publish this process's error, unless there is one; returns the one that is first."""
-        kind = "" if isinstance(error, SystemExit) else f"{type(error).__name__}: "
-        own = _describe(self._rank, self._machine, f"{kind}{error}")
-        try:
-            return json.loads(self._store.compare_set(_FAILURE_KEY, "", json.dumps(own)))
-        except RuntimeError:
-            logger.warning("Could not tell the other processes: the store of the job is gone.")
-            return own
-
-    def _watch(self) -> None:
-        while not self._ended.wait(_POLL_SECONDS):
-            try:
-                failed = self._store.check([_FAILURE_KEY])
-                first = json.loads(self._store.get(_FAILURE_KEY)) if failed else None
-            except RuntimeError:
-                if self._ended.wait(_POLL_SECONDS):
-                    return  # process 0 had only finished before this one
-                message = "it ended without a message, see the log there"
-                first = {"rank": 0, "machine": 0, "host": "machine 0", "message": message}
-            if first is not None:
-                self._obey(first)
-
-    def _obey(self, first: dict[str, Any]) -> None:
-        """End this process because of another one's error."""
-        if first["machine"] == self._machine or comm.get_local_rank() > 0:
-            time.sleep(_LAUNCHER_SECONDS)  # in which the launcher ends this process
-        else:
-            sys.stderr.write(
-                f"{_program()}: stopped, because process {first['rank']} on {first['host']} "
-                f"failed: {first['message']}\n"
-            )
-            sys.stderr.flush()
-            self._acknowledge()
-        logging.shutdown()
-        # Not sys.exit: the main thread may be in a collective that never returns.
-        os._exit(1)
-
-    def _acknowledge(self) -> None:
-        try:
-            self._store.set(_read_key(self._machine), "read")
-        except RuntimeError:
-            logger.debug("The store of the job is gone already.")
-
-    def _wait_for_readers(self) -> None:
-        """Keep the store alive, which may be this process's or its neighbour's."""
-        others = [_read_key(m) for m in range(self._num_machines) if m != self._machine]
-        deadline = time.monotonic() + _READING_SECONDS
-        try:
-            while others and not self._store.check(others) and time.monotonic() < deadline:
-                time.sleep(0.1)
-        except RuntimeError:
-            logger.debug("The store of the job is gone already.")
-
-
-def _shared_store() -> dist.Store:
-    """A connection of its own to the store `init_process_group` made, without its prefix."""
-    store = dist.distributed_c10d._get_default_store()
-    while isinstance(store, dist.PrefixStore):
-        store = store.underlying_store
-    own = store.clone()
-    own.set_timeout(_STORE_TIMEOUT)
-    return own
-
-
 def _tell_other_machines(args: argparse.Namespace, message: str) -> None:
     """Publish the end of a process that could not do it, from the launcher of its machine."""
     address = urlparse(args.dist_url or "")
     if args.num_machines == 1 or address.scheme != "tcp" or args.machine_rank == 0:
         return  # the store ends with machine 0, which the others see
-    own = _describe(args.machine_rank * args.num_gpus, args.machine_rank, message)
-    try:
-        store = dist.TCPStore(
-            address.hostname, address.port, timeout=_STORE_TIMEOUT, wait_for_workers=False
-        )
-        store.compare_set(_FAILURE_KEY, "", json.dumps(own))
-    except RuntimeError:
-        logger.warning("Could not tell the other machines at %s.", args.dist_url)
-
-
-def _describe(rank: int, machine: int, message: str) -> dict[str, Any]:
-    return {"rank": rank, "machine": machine, "host": socket.gethostname(), "message": message}
-
-
-def _is_consequence(error: BaseException) -> bool:
-    """Whether a collective failed, as it does when another process has ended."""
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and ("connection" in text or "nccl" in text)
-
-
-def _read_key(machine: int) -> str:
-    return f"{_FAILURE_KEY}/read by machine {machine}"
+    publish_failure(
+        address.hostname or "",
+        address.port or 0,
+        rank=args.machine_rank * args.num_gpus,
+        machine=args.machine_rank,
+        message=message,
+    )
 
 
 def _sentence(error: BaseException) -> str:
-    return f"{_program()}: {error}"
-
-
-def _program() -> str:
-    return Path(sys.argv[0]).name
+    return f"{program()}: {error}"

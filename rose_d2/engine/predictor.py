@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from rose_d2.data.image_io import model_views
-from rose_d2.engine.checkpointer import RoseCheckpointer
+from rose_d2.engine.checkpoints.checkpointer import RoseCheckpointer
 from rose_d2.engine.questions import question_input, resolve_task
 from rose_d2.engine.session.session import RoseSession
 from rose_d2.engine.session.session_file import read_session

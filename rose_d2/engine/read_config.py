@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode, get_cfg
 
 from rose_d2.config import add_rose_config
+from rose_d2.engine.export.exported_folder import use_exported_folder
 
 
 def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """Make ROSE's config with the values of a file and of the command line.
+
+    If MODEL.WEIGHTS is an exported folder, the pretrained bases are taken from it as well.
 
     Args:
         config_file: a YAML file.
@@ -36,4 +39,5 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
             f"In the KEY VALUE pairs that change the config ({' '.join(map(str, opts))}): "
             f"{error.args[0]}"
         ) from error
+    use_exported_folder(cfg)
     return cfg

@@ -1,4 +1,4 @@
-"""All loss terms of ROSE (paper section 3.5), each a mean over images of a per-image mean."""
+"""All loss terms of ROSE (paper section 3.5), one value per image, each a mean over its parts."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ class PairSupervision:
 
 
 class RoseCriterion:
-    """Weighs and averages ROSE's loss terms.
+    """Weighs ROSE's loss terms of every image; a batch's loss is the mean over its images.
 
-    An image without anything to learn for a term counts as 0 in that term's mean over images, so
+    An image without anything to learn for a term has loss 0 there and counts in that mean, so
     that accumulating micro-batches equals one large batch.
     """
 
@@ -78,8 +78,11 @@ class RoseCriterion:
             labels: (T,) long.
             images: (T,) long, image of each token.
             num_images: B.
+
+        Returns:
+            (B,) losses.
         """
-        return self.weights.text * text_cross_entropy(logits, labels, images, num_images).mean()
+        return self.weights.text * text_cross_entropy(logits, labels, images, num_images)
 
     def objectness(self, logits: list[torch.Tensor], targets: list[torch.Tensor]) -> torch.Tensor:
         """Binary cross entropy of the sampled patches.
@@ -87,15 +90,18 @@ class RoseCriterion:
         Args:
             logits: B tensors (Q_i,).
             targets: B bool tensors (Q_i,), True for positives.
+
+        Returns:
+            (B,) losses.
         """
         terms = [
             objectness_loss(logit, target.to(logit.dtype)).sum() / max(len(target), 1)
             for logit, target in zip(logits, targets, strict=True)
         ]
-        return self.weights.objectness * torch.stack(terms).mean()
+        return self.weights.objectness * torch.stack(terms)
 
     def pairs(self, images: list[PairSupervision]) -> dict[str, torch.Tensor]:
-        """Mask, name and SigLIP losses of the matched patches of B images."""
+        """Mask, name and SigLIP losses (B,) of the matched patches of B images."""
         terms = [self._pairs_of_image(image) for image in images]
         factors = {
             "loss_mask_bce": self.weights.mask_bce,
@@ -104,7 +110,7 @@ class RoseCriterion:
             "loss_siglip": self.weights.siglip,
         }
         return {
-            name: factor * torch.stack([term[name] for term in terms]).mean()
+            name: factor * torch.stack([term[name] for term in terms])
             for name, factor in factors.items()
         }
 

@@ -33,6 +33,9 @@ class Supervisor:
 
     Every module runs once per micro-batch whatever the images contain: an image without a target
     contributes one dummy pair of weight 0, so that no rank of a distributed run waits for another.
+
+    Attributes:
+        image_losses: of the last batch: each term's values (B,) by image, without gradient.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Supervisor:
         self.category_decoder = category_decoder
         self.text_embeddings = text_embeddings
         self.max_pairs = max_pairs
+        self.image_losses: dict[str, torch.Tensor] = {}
         self._vocabularies: dict[str, tuple[str, ...]] = {}
 
     def losses(
@@ -69,7 +73,7 @@ class Supervisor:
         analyzer: StandardPatchAnalyzer,
         mask_head: SAMMaskHead,
     ) -> dict[str, torch.Tensor]:
-        """Loss terms of a batch.
+        """Loss terms of a batch, each a mean over its images.
 
         Args:
             batched_inputs: B dicts with `instances`, `negative_points` and `ignore_mask`.
@@ -102,7 +106,7 @@ class Supervisor:
                 strict=True,
             )
         ]  # fmt: skip
-        return {
+        losses = {
             "loss_text": self.criterion.text(
                 lmm_output.response_logits,
                 lmm_output.response_labels,
@@ -112,6 +116,8 @@ class Supervisor:
             "loss_objectness": self._objectness(proposals, assignments),
             **self.criterion.pairs(supervisions),
         }
+        self.image_losses = {name: loss.detach() for name, loss in losses.items()}
+        return {name: loss.mean() for name, loss in losses.items()}
 
     def _choose_pairs(
         self, assignment: PatchAssignment

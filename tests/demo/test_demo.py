@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from rose_d2.config import add_rose_config
-from rose_d2.engine.weights import save_weights
+from rose_d2.engine.checkpoints.weights import save_weights
 from rose_d2.modeling.patch_analyzer.super_patch import ROLES, STUFF_ROLE
 from rose_d2.structures.category_names import CategoryNames
 

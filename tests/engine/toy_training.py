@@ -46,6 +46,10 @@ class ToyROSE(nn.Module):
             "lm_head": [("lm_head.weight", self.lm_head.weight)],
         }
 
+    def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        frozen = [(f"frozen.{n}", p) for n, p in self.frozen.named_parameters()]
+        return {**self.trainable_parts(), "projector": frozen}
+
     def base_revisions(self) -> dict[str, str]:
         return {"frozen": self.base} if self.base else {}
 

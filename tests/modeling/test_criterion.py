@@ -24,39 +24,39 @@ def supervision(mask_logits, category_losses, weights):
     )
 
 
-def test_text_is_a_mean_over_images_of_a_mean_over_tokens():
+def test_text_is_a_mean_over_the_tokens_of_an_image():
     # Uniform logits over 4 words cost log 4 a token; the second image has no response.
     logits = torch.zeros(3, 4)
     loss = RoseCriterion(ONES, 1.0).text(
         logits, torch.tensor([0, 1, 2]), torch.tensor([0, 0, 0]), num_images=2
     )
-    torch.testing.assert_close(loss, torch.tensor(math.log(4) / 2))
+    torch.testing.assert_close(loss, torch.tensor([math.log(4), 0.0]))
 
 
 def test_objectness_is_a_mean_over_sampled_patches():
     logits = [torch.tensor([0.0, 0.0]), torch.tensor([100.0]), torch.zeros(0)]
     targets = [torch.tensor([True, False]), torch.tensor([True]), torch.zeros(0, dtype=torch.bool)]
     loss = RoseCriterion(ONES, 1.0).objectness(logits, targets)
-    torch.testing.assert_close(loss, torch.tensor(math.log(2) / 3))
+    torch.testing.assert_close(loss, torch.tensor([math.log(2), 0.0, 0.0]))
 
 
 def test_pairs_of_one_object_share_its_weight():
     # Object A has two pairs of weight 1/2 with name losses 1 and 3, object B one pair with 6.
     image = supervision([0.0, 0.0, 0.0], [1.0, 3.0, 6.0], [0.5, 0.5, 1.0])
     losses = RoseCriterion(ONES, 1.0).pairs([image])
-    torch.testing.assert_close(losses["loss_category"], torch.tensor((0.5 + 1.5 + 6.0) / 2))
-    torch.testing.assert_close(losses["loss_mask_bce"], torch.tensor(math.log(2)))
+    torch.testing.assert_close(losses["loss_category"], torch.tensor([(0.5 + 1.5 + 6.0) / 2]))
+    torch.testing.assert_close(losses["loss_mask_bce"], torch.tensor([math.log(2)]))
     # Dice of probability 1/2 on four pixels of ones: 1 - (2*2 + 1) / (2 + 4 + 1).
-    torch.testing.assert_close(losses["loss_mask_dice"], torch.tensor(1 - 5 / 7))
+    torch.testing.assert_close(losses["loss_mask_dice"], torch.tensor([1 - 5 / 7]))
     # Cosines 1 and 0: -log(e / (e + 1)).
-    torch.testing.assert_close(losses["loss_siglip"], torch.tensor(math.log(1 + math.exp(-1))))
+    torch.testing.assert_close(losses["loss_siglip"], torch.tensor([math.log(1 + math.exp(-1))]))
 
 
-def test_image_without_targets_counts_as_zero_in_the_mean():
+def test_image_without_targets_has_loss_zero():
     full, empty = supervision([0.0], [4.0], [1.0]), supervision([5.0], [9.0], [0.0])
     losses = RoseCriterion(ONES, 1.0).pairs([full, empty])
-    torch.testing.assert_close(losses["loss_category"], torch.tensor(2.0))
-    torch.testing.assert_close(losses["loss_mask_bce"], torch.tensor(math.log(2) / 2))
+    torch.testing.assert_close(losses["loss_category"], torch.tensor([4.0, 0.0]))
+    torch.testing.assert_close(losses["loss_mask_bce"], torch.tensor([math.log(2), 0.0]))
 
 
 def test_weights_are_lisas_by_default():

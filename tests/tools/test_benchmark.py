@@ -5,6 +5,7 @@ import pytest
 
 from rose_d2.data.benchmark import COCO_LIKE
 from rose_d2.data.datasets.registration import unregister
+from rose_d2.engine.planning.step_benchmark import StepCost
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "benchmark.py"
 
@@ -31,3 +32,29 @@ def test_an_unknown_dataset_is_one_sentence(benchmark, capsys):
     error = capsys.readouterr().err
     assert "'nothing', which is not registered" in error
     assert error.count("\n") == 1
+
+
+def test_steps_are_reported_for_each_batch_size(benchmark, monkeypatch, capsys):
+    def cost(cfg, *sizes):
+        measured.append((cfg.SOLVER.IMS_PER_BATCH, *sizes))
+        parts = {"SAM encoder": 0.3, "SAM decoder": 0.1, "backward": 0.1}
+        return StepCost(0.5, 4, parts, 2_000_000_000, 10**12, 10**11)
+
+    measured = []
+    monkeypatch.setattr(benchmark, "measure_training", cost)
+    monkeypatch.setattr(benchmark, "measure_inference", cost)
+    assert benchmark.main(["infer", "--batch-size", "1", "4", "--num", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "inference: 4 images, top 100" in shown
+    assert "8 images a second" in shown
+    assert "together take 33 % of the time of the backbones" in shown
+    assert "2.000 GB at the fullest moment" in shown
+    assert "2.200 TFLOP/s" in shown
+    assert benchmark.main(["train", "--num", "3", "--opts", "SOLVER.IMS_PER_BATCH", "6"]) == 0
+    assert "training: 6 images x 1 micro-batches a step" in capsys.readouterr().out
+    assert measured == [(8, 1, 2), (8, 4, 2), (6, 3)]
+
+
+def test_an_unknown_key_is_one_sentence(benchmark, capsys):
+    assert benchmark.main(["train", "--opts", "SOLVER.NOTHING", "1"]) == 1
+    assert "KEY VALUE pairs" in capsys.readouterr().err

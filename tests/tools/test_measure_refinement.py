@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from rose_d2.data.clipart.splits import BenchmarkSettings
 from rose_d2.data.clipart.writer import write_benchmark
 from rose_d2.data.datasets.clipart import clipart_metadata, load_clipart
-from rose_d2.engine.weights import save_weights
+from rose_d2.engine.checkpoints.weights import save_weights
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "measure_refinement.py"
 DATASET = "measure_refinement_test"

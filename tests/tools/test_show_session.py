@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rose_d2.engine.checkpoints.weights import save_weights
 from rose_d2.engine.predictor import RosePredictor
-from rose_d2.engine.weights import save_weights
 from rose_d2.structures.segment import Segment
 
 TOOL = Path(__file__).parents[2] / "tools" / "show_session.py"

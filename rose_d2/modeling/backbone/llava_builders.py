@@ -1,13 +1,13 @@
-"""Building and loading Hugging Face's LLaVA-OneVision."""
+"""Building, loading and saving Hugging Face's LLaVA-OneVision."""
 
 from __future__ import annotations
 
 import logging
-import re
+from pathlib import Path
 
-import peft
 import torch
 from detectron2.config import CfgNode
+from torch import nn
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
@@ -16,11 +16,14 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from rose_d2.modeling.backbone.patch_embed import RGB_CHANNELS
+from rose_d2.modeling.backbone.positions import start_from_sine_cosine
 from rose_d2.prompts.special_tokens import IMAGE_TOKEN
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 
 
 def build_llava(
@@ -33,7 +36,7 @@ def build_llava(
         tokenizer: supplies the vocabulary size where TEXT_CONFIG names none.
 
     Raises:
-        ValueError: if no sizes are configured or the dtype is unknown.
+        ValueError: if no sizes are configured, or dtype or attention are unknown.
     """
     lmm = cfg.MODEL.LMM
     if not lmm.VISION_CONFIG or not lmm.TEXT_CONFIG:
@@ -52,14 +55,24 @@ def build_llava(
         image_token_id=image_token_id,
         tie_word_embeddings=text.get("tie_word_embeddings", False),
     )
-    return LlavaOnevisionForConditionalGeneration(config).to(lmm_dtype(cfg))
+    model = LlavaOnevisionForConditionalGeneration(config).to(lmm_dtype(cfg))
+    start_from_sine_cosine(vision_tower(model))
+    _set_attention(model, cfg)
+    return model
+
+
+def vision_tower(model: LlavaOnevisionForConditionalGeneration) -> nn.Module:
+    """SigLIP; its parts sit one level deeper in transformers before 5.6."""
+    tower = model.model.vision_tower
+    return getattr(tower, "vision_model", tower)
 
 
 def load_llava(cfg: CfgNode) -> LlavaOnevisionForConditionalGeneration:
     """LLaVA-OneVision from MODEL.LMM.PRETRAINED, refusing partial weights.
 
     Raises:
-        ValueError: if a key of the model is missing in the weights or has another shape.
+        ValueError: if a key of the model is missing in the weights or has another shape, or
+            dtype or attention are unknown.
         OSError: from transformers, when nothing is found there.
     """
     source = cfg.MODEL.LMM.PRETRAINED
@@ -71,27 +84,60 @@ def load_llava(cfg: CfgNode) -> LlavaOnevisionForConditionalGeneration:
         raise ValueError(f"{source} is not a whole LLaVA-OneVision: {bad}.")
     if report["unexpected_keys"]:
         logger.warning("%s has weights nobody uses: %s", source, report["unexpected_keys"])
+    _set_attention(model, cfg)
     return model
 
 
-def add_lora(model: LlavaOnevisionForConditionalGeneration, lora: CfgNode) -> None:
-    """Insert LoRA adapters into the language model's linear layers, in place.
+def save_llava(
+    model: LlavaOnevisionForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
+    """Write an ordinary Hugging Face folder that `load_llava` and transformers can read.
 
-    The targets are matched by their full path: bare suffixes such as q_proj also exist in
-    SigLIP.
+    A tied pair of embedding and output layer is one tensor in it, an untied one two. The patch
+    embedding is cut to RGB: the channel of the prior mask is ROSE's own and has to be kept
+    elsewhere.
 
     Args:
-        model: LLaVA-OneVision.
-        lora: MODEL.LORA.
+        model: without adapters (`merge_lora`).
+        tokenizer: its tokenizer.
+        folder: where to write.
     """
-    names = "|".join(re.escape(name) for name in lora.TARGET_MODULES)
-    config = peft.LoraConfig(
-        r=lora.RANK,
-        lora_alpha=lora.ALPHA,
-        lora_dropout=lora.DROPOUT,
-        target_modules=rf".*language_model\.layers\.\d+\.\w+\.({names})",
-    )
-    peft.inject_adapter_in_model(config, model)
+    state = model.state_dict()
+    for name in state:
+        if name.endswith("embeddings.patch_embedding.weight"):
+            state[name] = state[name][:, :RGB_CHANNELS]
+    model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+
+
+def check_source(cfg: CfgNode) -> None:
+    """Tell a folder that is not there from a hub name, before anything is looked up.
+
+    Raises:
+        ValueError: MODEL.LMM.PRETRAINED can only be a folder, and there is none.
+    """
+    source = cfg.MODEL.LMM.PRETRAINED
+    is_path = source.startswith((".", "/")) or source.count("/") > 1
+    if is_path and not Path(source).is_dir():
+        raise ValueError(
+            f"MODEL.LMM.PRETRAINED {source} is no folder here; make or copy it (configs such as "
+            "rose_tiny_lora.yaml say how in their first lines), or set a Hugging Face name."
+        )
+
+
+def _set_attention(model: LlavaOnevisionForConditionalGeneration, cfg: CfgNode) -> None:
+    name = cfg.MODEL.LMM.ATTENTION
+    if name not in ATTENTIONS:
+        raise ValueError(f"MODEL.LMM.ATTENTION is {name!r}; allowed are {', '.join(ATTENTIONS)}.")
+    # Flash attention takes no dense mask, and the language model's prefix mask is one.
+    text = "sdpa" if name == "flash_attention_2" else name
+    try:
+        model.set_attn_implementation({"vision_config": name, "text_config": text})
+    except ImportError as error:
+        raise ValueError(
+            "MODEL.LMM.ATTENTION flash_attention_2 needs the package flash-attn and a GPU: "
+            "install it, or use sdpa, whose flash kernels come with PyTorch."
+        ) from error
 
 
 def lmm_dtype(cfg: CfgNode) -> torch.dtype:

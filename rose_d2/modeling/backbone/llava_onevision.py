@@ -10,8 +10,14 @@ from torch import nn
 from transformers import Cache, LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerBase
 
 from rose_d2.layers.prefix_attention import prefix_attention_mask
-from rose_d2.modeling.backbone.llava_builders import add_lora, build_llava, load_llava
+from rose_d2.modeling.backbone.llava_builders import (
+    build_llava,
+    check_source,
+    load_llava,
+    vision_tower,
+)
 from rose_d2.modeling.backbone.lmm import LMMBackbone, LMMOutput
+from rose_d2.modeling.backbone.lora import add_lora
 from rose_d2.modeling.backbone.patch_embed import widen_patch_embedding
 from rose_d2.prompts.conversation import EncodedPrompt
 from rose_d2.prompts.tokenizer import build_tokenizer
@@ -79,6 +85,7 @@ class LlavaOneVisionBackbone(LMMBackbone):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec | None = None) -> dict:
         lmm = cfg.MODEL.LMM
+        check_source(cfg)
         tokenizer = build_tokenizer(lmm.TOKENIZER or lmm.PRETRAINED)
         return {
             "model": load_llava(cfg) if lmm.PRETRAINED else build_llava(cfg, tokenizer),
@@ -93,9 +100,8 @@ class LlavaOneVisionBackbone(LMMBackbone):
 
     @property
     def vision_tower(self) -> nn.Module:
-        """SigLIP; its parts sit one level deeper in transformers before 5.6."""
-        tower = self.model.model.vision_tower
-        return getattr(tower, "vision_model", tower)
+        """SigLIP."""
+        return vision_tower(self.model)
 
     def forward(
         self,

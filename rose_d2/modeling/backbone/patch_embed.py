@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-NUM_INPUT_CHANNELS = 4
+RGB_CHANNELS = 3
+NUM_INPUT_CHANNELS = RGB_CHANNELS + 1
 
 
 def widen_patch_embedding(convolution: nn.Conv2d) -> nn.Conv2d:
@@ -23,7 +24,7 @@ def widen_patch_embedding(convolution: nn.Conv2d) -> nn.Conv2d:
     Raises:
         ValueError: if the convolution does not have three input channels.
     """
-    if convolution.in_channels != 3:
+    if convolution.in_channels != RGB_CHANNELS:
         raise ValueError(
             f"Expected a patch embedding of 3 channels, got {convolution.in_channels}: widen once, "
             "after loading the pretrained weights."
@@ -40,7 +41,7 @@ def widen_patch_embedding(convolution: nn.Conv2d) -> nn.Conv2d:
     )
     with torch.no_grad():
         widened.weight.zero_()
-        widened.weight[:, :3] = convolution.weight
+        widened.weight[:, :RGB_CHANNELS] = convolution.weight
         if convolution.bias is not None:
             widened.bias.copy_(convolution.bias)
     return widened

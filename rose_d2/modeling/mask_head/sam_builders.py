@@ -85,6 +85,18 @@ def build_sam_tiny(image_size: int) -> Sam:
     )
 
 
+def save_sam(mask_head: nn.Module, path: Path) -> None:
+    """Write image encoder, prompt encoder and mask decoder as segment-anything's own file.
+
+    Args:
+        mask_head: a `SAMMaskHead`.
+        path: file to write, for MODEL.MASK_HEAD.SAM_CHECKPOINT.
+    """
+    # Copies: a checkpoint that holds views would hold the tensors they look into.
+    state = {name: value.to("cpu", copy=True) for name, value in mask_head.state_dict().items()}
+    torch.save(state, path)
+
+
 def _load(sam: Sam, path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(

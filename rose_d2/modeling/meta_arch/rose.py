@@ -99,6 +99,11 @@ class ROSE(nn.Module):
         """Where the model is."""
         return self.patch_analyzer.roles.device
 
+    @property
+    def image_losses(self) -> dict[str, torch.Tensor]:
+        """Values (B,) of each loss term by image, of the last training batch, for statistics."""
+        return self.supervisor.image_losses
+
     def forward(self, batched_inputs: list[dict]) -> dict[str, torch.Tensor] | list[dict]:
         """Losses in training, predictions in evaluation.
 
@@ -131,8 +136,7 @@ class ROSE(nn.Module):
             * "levels": what counts at each level of name mapping (both tasks, with a
               vocabulary): level -> {"sem_seg_labels": int16 (H, W), C = no object} or
               {"panoptic_seg"}, one dict for consecutive levels that do not differ;
-            * "ref_seg" (H, W) bool, "ref_patch", "ref_score" (referring, refinement,
-              region);
+            * "ref_seg" (H, W) bool, "ref_patch", "ref_score" (tasks with one answer);
             * "text": the response, if TEST.GENERATE_RESPONSE.
         """
         lmm_output, proposals, sam_features = self.perceive(batched_inputs)

@@ -1,0 +1,1 @@
+"""What a running training tells about itself."""

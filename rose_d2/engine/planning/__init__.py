@@ -1,0 +1,1 @@
+"""Memory and time before a training, and measured."""

@@ -1,0 +1,1 @@
+"""How one optimizer step is made: step engines, optimizer, and what happens to NaN."""

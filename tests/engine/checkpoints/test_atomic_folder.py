@@ -1,0 +1,75 @@
+import os
+
+import pytest
+
+from rose_d2.engine.checkpoints.atomic_folder import (
+    hide_folder,
+    new_folder,
+    publish_folder,
+    published_path,
+    remove_hidden,
+    write_at_once,
+)
+
+
+def make(path, text):
+    hidden = new_folder(str(path))
+    with open(os.path.join(hidden, "file"), "w") as file:
+        file.write(text)
+    return hidden
+
+
+def test_a_folder_appears_when_it_is_published(tmp_path):
+    hidden = make(tmp_path / "one", "new")
+    assert not (tmp_path / "one").exists()
+    publish_folder(hidden, str(tmp_path / "one"))
+    assert os.listdir(tmp_path) == ["one"]
+    assert (tmp_path / "one" / "file").read_text() == "new"
+
+
+def test_what_was_there_stays_hidden_until_it_is_removed(tmp_path):
+    publish_folder(make(tmp_path / "one", "old"), str(tmp_path / "one"))
+    publish_folder(make(tmp_path / "one", "new"), str(tmp_path / "one"))
+    assert (tmp_path / "one" / "file").read_text() == "new"
+    (hidden,) = tmp_path.glob(".*")
+    assert (hidden / "file").read_text() == "old"
+    remove_hidden(str(tmp_path))
+    assert os.listdir(tmp_path) == ["one"]
+
+
+@pytest.mark.parametrize("name", ["model_final", "a.old.name"])
+@pytest.mark.parametrize("times_replaced", [0, 1, 2])
+def test_a_hidden_folder_knows_its_place(tmp_path, name, times_replaced):
+    place = str(tmp_path / name)
+    hidden = new_folder(place) + ".old" * times_replaced
+    assert published_path(hidden) == published_path(place) == place
+
+
+def test_hiding_is_one_move_and_takes_the_place_of_leftovers(tmp_path):
+    new_folder(str(tmp_path / "one"))
+    publish_folder(make(tmp_path / "one", "text"), str(tmp_path / "one"))
+    new_folder(str(tmp_path / "one"))
+    hide_folder(str(tmp_path / "one"))
+    (hidden,) = tmp_path.iterdir()
+    assert hidden.name.startswith(".") and (hidden / "file").read_text() == "text"
+
+
+def test_a_file_is_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for text in ("one", "another"):
+        write_at_once("file", text)
+        assert (tmp_path / "file").read_text() == text
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_that_cannot_be_flushed_is_an_error_and_a_folder_not(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError
+
+    hidden = new_folder(str(tmp_path / "empty"))
+    monkeypatch.setattr(os, "fsync", fail)
+    publish_folder(hidden, str(tmp_path / "empty"))
+    assert (tmp_path / "empty").is_dir()
+    with pytest.raises(OSError):
+        publish_folder(make(tmp_path / "one", "text"), str(tmp_path / "one"))
+    assert not (tmp_path / "one").exists()

@@ -1,0 +1,81 @@
+"""The plan against the allocator, on configs small enough to run."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from rose_d2.engine.planning.flops import count_flops
+from rose_d2.engine.planning.memory_plan import MemoryPlan, plan_inference, plan_training
+from rose_d2.engine.planning.memory_plan_model import KnownMasks, build_without_memory
+from rose_d2.engine.planning.step_benchmark import measure_training_peak
+from rose_d2.engine.planning.step_benchmark_inputs import synthetic_inputs
+
+
+@pytest.fixture
+def recipe_cfg(tiny_cfg):
+    """What the 7B recipe trains and recomputes, in small, with tied embeddings as in 0.5B."""
+    tiny_cfg.MODEL.LORA.ENABLED = True
+    tiny_cfg.MODEL.LORA.DROPOUT = 0.0  # else one of two models draws random numbers and one not
+    tiny_cfg.MODEL.LMM.GRADIENT_CHECKPOINTING = True
+    tiny_cfg.MODEL.LMM.TEXT_CONFIG.tie_word_embeddings = True
+    trainable = tiny_cfg.MODEL.TRAINABLE
+    trainable.VISION_TOWER = trainable.PROJECTOR = trainable.LANGUAGE_MODEL = False
+    trainable.SAM_IMAGE_ENCODER = trainable.SAM_PROMPT_ENCODER = False
+    tiny_cfg.SOLVER.ACCUMULATION_STEPS = 2
+    tiny_cfg.SOLVER.IMS_PER_BATCH = 2
+    return tiny_cfg
+
+
+def test_training_takes_what_was_planned(tiny_cfg):
+    tiny_cfg.SOLVER.IMS_PER_BATCH = 2
+    measured = measure_training_peak(tiny_cfg)
+    assert plan_training(tiny_cfg, 1).peak == pytest.approx(measured, rel=0.15)
+
+
+def test_checkpointing_saves_activations_only(recipe_cfg):
+    plan = plan_training(recipe_cfg, 1)
+    assert "with gradient checkpointing" in plan.title
+    recipe_cfg.MODEL.LMM.GRADIENT_CHECKPOINTING = False
+    whole = plan_training(recipe_cfg, 1)
+    assert whole.rows["activations"] > plan.rows["activations"]
+    assert whole.rows["weights"] == plan.rows["weights"]
+
+
+def test_accumulating_takes_what_was_planned(recipe_cfg):
+    measured = measure_training_peak(recipe_cfg)
+    assert plan_training(recipe_cfg, 1).peak == pytest.approx(measured, rel=0.15)
+
+
+def test_quantised_linear_layers_take_their_bits(tiny_cfg):
+    # 16, 8 and 4.5 bits.
+    bf16, eight, four = (plan.rows["weights"] for plan in plan_inference(tiny_cfg, 1))
+    assert (bf16 - eight) * (2 - 0.5625) == pytest.approx(bf16 - four)
+
+
+def test_a_model_without_memory_runs_like_the_real_one(recipe_cfg):
+    inputs = synthetic_inputs(recipe_cfg, 1, training=True)
+    model = build_without_memory(recipe_cfg).train()
+    real = build_model(recipe_cfg).train()
+    assert model.backbone.is_tied
+    assert {n: p.shape for n, p in model.named_parameters()} == {
+        n: p.shape for n, p in real.named_parameters()
+    }
+    with EventStorage():
+        torch.manual_seed(0)
+        with KnownMasks():
+            planned = count_flops(lambda: model(inputs))
+        torch.manual_seed(0)
+        assert planned == count_flops(lambda: real(inputs))
+    assert planned.forward > 0
+    assert all(type(p.data) is not torch.Tensor for p in model.parameters())
+
+
+def test_images_must_be_shared_evenly(tiny_cfg):
+    tiny_cfg.SOLVER.IMS_PER_BATCH = 3
+    with pytest.raises(ValueError, match="IMS_PER_BATCH is 3, which 2 GPUs cannot share"):
+        plan_training(tiny_cfg, 2)
+
+
+def test_the_fullest_moment_is_the_peak():
+    assert MemoryPlan("", {}, {"a": 3, "b": 5, "c": 4}).peak == 5

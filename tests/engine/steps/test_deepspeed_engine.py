@@ -1,0 +1,107 @@
+"""The engines against each other; the runs are those of step_engine_jobs.py."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toy_training import NoDropoutROSE, toy_config
+
+from rose_d2.engine.steps.deepspeed_engine import DeepSpeedStepEngine
+from rose_d2.engine.steps.optimizer import warmup_decay_factor
+
+SCRIPT = Path(__file__).parents[1] / "step_engine_jobs.py"
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Name of a run -> its losses by step, weights and state."""
+    folder = tmp_path_factory.mktemp("engines")
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(SCRIPT.parents[2]),
+    }
+    result = subprocess.run(
+        [sys.executable, SCRIPT, folder, str(STEPS)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
+
+
+def assert_same(run, expected, *, tolerance=1e-5, weight_tolerance=5e-5):
+    """Losses and metrics relatively; weights absolutely, as Adam amplifies tiny gradients."""
+    steps = len(run["losses"])
+    for row, wanted in zip(run["losses"], expected["losses"][-steps:], strict=True):
+        assert row == pytest.approx(wanted, rel=tolerance)
+    for name, tensor in expected["weights"].items():
+        torch.testing.assert_close(run["weights"][name], tensor, atol=weight_tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_follows_torch(runs, processes, stage):
+    run, torch_run = runs[f"{processes}-zero{stage}"], runs[f"{processes}-torch"]
+    assert_same(run, torch_run)
+    # The first step has the rate 0; then the weights must have moved.
+    assert torch_run["losses"][-1]["total_loss"] != torch_run["losses"][0]["total_loss"]
+    assert run["state"]["scheduler"] == torch_run["state"]["scheduler"] == {"steps": STEPS}
+    states, torch_states = run["state"]["optimizer"], torch_run["state"]["optimizer"]
+    assert states.keys() == torch_states.keys()
+    for name, state in torch_states.items():
+        assert states[name]["step"] == state["step"] == STEPS
+        for key in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(states[name][key], state[key], atol=1e-6, rtol=1e-4)
+
+
+def test_two_processes_equal_one_although_one_has_no_target(runs):
+    assert_same(runs["2-zero3"], runs["1-torch"])
+    assert_same(runs["2-torch"], runs["1-torch"])
+
+
+def test_learning_rate_follows_the_formula(runs):
+    rates = [row["lr"] for row in runs["2-zero2"]["losses"]]
+    factors = [warmup_decay_factor(n, warmup_iters=3, max_iter=60) for n in range(STEPS)]
+    assert rates == pytest.approx([0.001 * factor for factor in factors])
+
+
+@pytest.mark.parametrize("resumed", ["2-zero3", "1-zero1", "1-torch"])
+def test_state_of_stage_3_on_two_processes_resumes_anywhere(runs, resumed):
+    assert len(runs[f"{resumed}-resumed"]["losses"]) == STEPS // 2
+    assert_same(runs[f"{resumed}-resumed"], runs["2-zero3"])
+
+
+def test_nan_on_one_rank_skips_the_update_on_all_and_the_schedule_goes_on(runs):
+    skipped, whole = runs["2-zero2-skipped"], runs["2-zero2"]
+    assert_same(skipped, runs["2-torch-skipped"])
+    assert {state["step"] for state in skipped["state"]["optimizer"].values()} == {STEPS - 1}
+    assert skipped["state"]["scheduler"] == {"steps": STEPS}
+    assert skipped["losses"][-1]["lr"] == whole["losses"][-1]["lr"]
+    assert skipped["losses"][-1]["total_loss"] != whole["losses"][-1]["total_loss"]
+
+
+def test_bfloat16_resumes_from_its_float32_weights(runs):
+    whole, resumed = runs["1-bf16-zero2"], runs["1-bf16-zero1-resumed"]
+    name = "patch_analyzer.objectness.copies.0.layers.0.weight"
+    master = whole["state"]["optimizer"][name]["master"]
+    assert whole["weights"][name].dtype is torch.bfloat16
+    assert not torch.equal(master, master.to(torch.bfloat16).float())
+    assert_same(resumed, whole, tolerance=0.005, weight_tolerance=0.01)
+    torch.testing.assert_close(
+        resumed["state"]["optimizer"][name]["master"], master, atol=2e-3, rtol=0
+    )
+
+
+def test_weights_in_bfloat16_need_mixed_precision(tmp_path):
+    model = NoDropoutROSE(None).to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"AMP\.ENABLED is False.*\['bfloat16'\]"):
+        DeepSpeedStepEngine(toy_config(tmp_path, "SOLVER.ENGINE", "deepspeed"), model)

@@ -1,0 +1,142 @@
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import toy_training
+from detectron2.utils.events import EventStorage
+from toy_training import NoDropoutROSE, seed_all, toy_config, toy_item
+
+from rose_d2.engine.steps.torch_engine import TorchStepEngine
+
+
+def items(*indices):
+    return [toy_item(index) for index in indices]
+
+
+def run_engine(engine, batches):
+    engine.data_iterator = iter(batches)
+    with EventStorage() as storage:
+        for _ in range(len(batches) // engine.accumulation_steps):
+            engine.run_step()
+        return {name: value for name, (value, _) in storage.latest().items()}
+
+
+def make_engine(cfg, model_class=NoDropoutROSE):
+    seed_all(0)
+    return TorchStepEngine(cfg, model_class(cfg))
+
+
+def gradients(engine):
+    return {name: p.grad for name, p in engine.model.named_parameters() if p.requires_grad}
+
+
+def test_accumulation_equals_the_larger_batch(tmp_path):
+    whole = make_engine(toy_config(tmp_path))
+    parts = make_engine(toy_config(tmp_path, "SOLVER.ACCUMULATION_STEPS", 3))
+    whole_metrics = run_engine(whole, [items(0, 1, 2, 3, 4, 5)])
+    part_metrics = run_engine(parts, [items(0, 1), items(2, 3), items(4, 5)])
+    for name, gradient in gradients(whole).items():
+        torch.testing.assert_close(gradients(parts)[name], gradient, atol=1e-7, rtol=1e-5)
+    for name in ("loss_text", "loss_mask_dice", "total_loss", "grad_norm"):
+        assert part_metrics[name] == pytest.approx(whole_metrics[name], rel=1e-5)
+    assert part_metrics["total_loss"] == pytest.approx(
+        part_metrics["loss_text"] + part_metrics["loss_mask_dice"]
+    )
+
+
+def test_gradients_are_cleared_between_steps(tmp_path):
+    cfg = toy_config(tmp_path)
+    engine = make_engine(cfg)
+    run_engine(engine, [items(0), items(0)])  # the first step has learning rate 0
+    twice = gradients(engine)
+    once = make_engine(cfg)
+    run_engine(once, [items(0)])
+    for name, gradient in gradients(once).items():
+        torch.testing.assert_close(twice[name], gradient)
+
+
+def test_clipping_scales_the_norm_over_all_parameters(tmp_path):
+    free = make_engine(toy_config(tmp_path))
+    free_norm = run_engine(free, [items(0, 1)])["grad_norm"]
+    clip = ("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.01)
+    clipped = make_engine(toy_config(tmp_path, *clip))
+    assert run_engine(clipped, [items(0, 1)])["grad_norm"] == pytest.approx(free_norm)
+    norm = math.sqrt(sum(g.square().sum().item() for g in gradients(clipped).values()))
+    assert norm == pytest.approx(0.01, rel=1e-3)
+    for name, gradient in gradients(free).items():
+        expected = gradient * 0.01 / free_norm
+        torch.testing.assert_close(gradients(clipped)[name], expected, atol=1e-6, rtol=1e-3)
+
+
+def test_per_parameter_clipping_is_refused(tmp_path):
+    clip = ("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "norm")
+    with pytest.raises(ValueError, match="full_model"):
+        make_engine(toy_config(tmp_path, *clip))
+
+
+def test_amp_computes_in_bfloat16_and_keeps_float32_weights(tmp_path):
+    seen = []
+    engine = make_engine(toy_config(tmp_path, "SOLVER.AMP.ENABLED", True))
+    engine.model.head.register_forward_hook(lambda *args: seen.append(args[2].dtype))
+    run_engine(engine, [items(0, 1)])
+    assert seen == [torch.bfloat16]
+    assert all(p.dtype is torch.float32 for p in engine.model.parameters())
+
+
+@pytest.mark.parametrize(("dtype", "hint"), [("float16", "bfloat16"), ("int8", "one of")])
+def test_amp_dtype_that_cannot_work_is_refused(tmp_path, dtype, hint):
+    cfg = toy_config(tmp_path, "SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", dtype)
+    with pytest.raises(ValueError, match=hint):
+        make_engine(cfg)
+
+
+def test_nan_loss_stops_with_its_terms_and_images_before_the_weights_change(tmp_path):
+    engine = make_engine(toy_config(tmp_path, "SOLVER.ACCUMULATION_STEPS", 2))
+    before = {name: tensor.clone() for name, tensor in engine.model.state_dict().items()}
+    broken = [{**item, "loss_weight": math.nan} for item in items(8, 9)]
+    with pytest.raises(FloatingPointError) as error:
+        run_engine(engine, [items(0, 1), broken])
+    message = str(error.value)
+    assert "loss_mask_dice = nan" in message and "loss_text" not in message
+    assert "000008.jpg, 000009.jpg" in message and "000001.jpg" not in message
+    for name, tensor in engine.model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_nan_gradient_of_a_finite_loss_stops(tmp_path):
+    engine = make_engine(toy_config(tmp_path))
+    engine.model.head.weight.register_hook(lambda gradient: gradient * math.nan)
+    with pytest.raises(FloatingPointError, match=r"head\.weight.*000003\.jpg"):
+        run_engine(engine, [items(3)])
+
+
+def test_accumulation_below_one_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="ACCUMULATION_STEPS is 0"):
+        make_engine(toy_config(tmp_path, "SOLVER.ACCUMULATION_STEPS", 0))
+
+
+def test_two_processes_equal_one(tmp_path):
+    # In each step one process sees 2 x 4 images, two see 2 x 2 each.
+    opts = ["MODEL.META_ARCHITECTURE", "NoDropoutROSE", "SOLVER.MAX_ITER", "3"]
+    opts += ["SOLVER.ACCUMULATION_STEPS", "2"]
+    toy_training.main(SimpleNamespace(opts=[tmp_path / "one", *opts], resume=False))
+    script = Path(toy_training.__file__)
+    run = subprocess.run(
+        [sys.executable, str(script), "--num-gpus", "2", str(tmp_path / "two"), *opts],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    one, two = (
+        torch.load(tmp_path / name / "gradients.pt", weights_only=True) for name in ("one", "two")
+    )
+    for name, gradient in one.items():
+        torch.testing.assert_close(two[name], gradient, atol=1e-6, rtol=1e-4)
+    assert one["head.weight"].abs().max() > 1e-3

@@ -1,0 +1,150 @@
+r"""Make one folder to publish or to build upon from a checkpoint of any engine.
+
+    python tools/export_checkpoint.py --config-file configs/rose_7b.yaml \
+        --weights output/rose_7b/model_final --output exported/rose_7b
+
+merged (the default): LoRA merged into a Hugging Face folder, SAM, heads and mask decoder, config
+and model card; nothing else is needed. The folder is loaded again and has to compute the same.
+trainable: what was trained, config and card, without the bases it was trained on.
+bases: language model and SAM alone, to be the frozen bases of another training.
+
+Shards of DeepSpeed's own save_checkpoint: first run the zero_to_fp32.py beside them, and give the
+folder it writes as --weights.
+
+Use a merged folder as weights: `train_net.py --eval-only MODEL.WEIGHTS exported/rose_7b`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import nn
+
+import rose_d2  # noqa: F401  (registers the model)
+from rose_d2.engine.checkpoints.checkpointer import RoseCheckpointer
+from rose_d2.engine.checkpoints.consolidated_weights import (
+    consolidated_to_safetensors,
+    is_consolidated,
+    refuse_shards,
+)
+from rose_d2.engine.export.export import DTYPES, export_bases, export_merged, export_trainable
+from rose_d2.engine.export.export_check import deviations, model_outputs
+from rose_d2.engine.predictor import find_weights
+from rose_d2.engine.read_config import read_config
+
+# Largest deviation of an output that is rounding: of float32 sums, or of weights of 8 or 11 bits.
+TOLERANCE = {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, help="the config of the training")
+    parser.add_argument(
+        "--weights", required=True, help="a checkpoint folder or its model.safetensors"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--kind", choices=("merged", "trainable", "bases"), default="merged")
+    parser.add_argument(
+        "--dtype", choices=tuple(DTYPES), help="cast all weights (default: keep each one's)"
+    )
+    parser.add_argument("--device", default="cpu", help="where merging and checking run")
+    parser.add_argument(
+        "--no-check", action="store_true", help="merged: do not load and compare the result"
+    )
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config"
+    )
+    return parser.parse_args(argv)
+
+
+def load(config_file: str, opts: list[str]) -> tuple[CfgNode, nn.Module]:
+    """Build a model with its weights."""
+    cfg = read_config(config_file, opts)
+    model = build_model(cfg)
+    RoseCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    return cfg, model.eval()
+
+
+def export(args: argparse.Namespace) -> dict[str, float]:
+    """Write the folder.
+
+    Returns:
+        For merged exports that are checked, see `deviations`.
+
+    Raises:
+        FileNotFoundError: there are no weights.
+        ValueError: they do not fit, the folder is taken, or the result computes something else.
+    """
+    opts = ["MODEL.WEIGHTS", args.weights, "MODEL.DEVICE", args.device, *args.opts]
+    cfg = read_config(args.config_file, opts)
+    weights_file = find_weights(cfg)
+    if args.kind == "trainable":
+        export_trainable(cfg, weights_file, args.output, args.dtype)
+        return {}
+    cfg, model = load(args.config_file, opts)
+    if args.kind == "bases":
+        export_bases(model, args.output, args.dtype)
+        return {}
+    before = {} if args.no_check else model_outputs(cfg, model)
+    export_merged(cfg, model, weights_file, args.output, args.dtype)
+    if args.no_check:
+        return {}
+    del model
+    gc.collect()
+    own = ["MODEL.WEIGHTS", str(args.output), "MODEL.DEVICE", args.device]
+    after = model_outputs(*load(str(args.output / "config.yaml"), own))
+    found = deviations(before, after)
+    limit = TOLERANCE[args.dtype or cfg.MODEL.LMM.DTYPE]
+    if max(found.values()) > limit:
+        worst = max(found, key=found.__getitem__)
+        raise ValueError(
+            f"{args.output} is written, but its {worst} differ by {found[worst]:.2g} of their "
+            f"range (allowed: {limit:g}): do not use it."
+        )
+    return found
+
+
+def export_any(args: argparse.Namespace) -> dict[str, float]:
+    """Do `export`, also from weights that DeepSpeed's own script has put together."""
+    folder = Path(args.weights)
+    refuse_shards(folder)
+    if not is_consolidated(folder):
+        return export(args)
+    parent = args.output.absolute().parent
+    parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=parent) as place:
+        model = build_model(read_config(args.config_file, ["MODEL.DEVICE", "cpu", *args.opts]))
+        args.weights = str(Path(place) / "model.safetensors")
+        consolidated_to_safetensors(model, folder, Path(args.weights))
+        del model
+        return export(args)
+
+
+def main(argv: list[str]) -> int:
+    """Export, and say what was written and how well it agrees."""
+    args = parse_args(argv)
+    logging.getLogger("rose_d2").setLevel(logging.WARNING)
+    try:
+        found = export_any(args)
+    except (FileNotFoundError, OSError, ValueError) as error:
+        print(f"export_checkpoint.py: error: {error}", file=sys.stderr)
+        return 1
+    for path in sorted(p for p in args.output.rglob("*") if p.is_file()):
+        print(f"{path.stat().st_size / 1e6:10.2f} MB  {path.relative_to(args.output)}")
+    for name, deviation in found.items():
+        print(f"same {name} after loading it again, up to {deviation:.1e} of their range")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
