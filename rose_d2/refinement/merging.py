@@ -32,8 +32,8 @@ def merge_semantic(
 
     An answer whose name fits no class is not written. Written pixels score higher than all that
     was there, since the user pointed at them; where two answers overlap, the higher objectness
-    wins. Pixels that a repaired mask gives up go to the best other class with any score there, and
-    stay what they were where there is none, for nobody said that nothing is there.
+    wins. Pixels that a repaired mask gives up go to the best other class that beats "no object"
+    there, and stay what they were where there is none, for nobody said that nothing is there.
 
     Args:
         sem_seg: (C + 1, H, W) non-negative scores.
@@ -61,10 +61,9 @@ def merge_semantic(
 
 
 def _give_up(sem_seg: Tensor, class_id: int, region: Tensor) -> None:
-    """Take all from a class, in place, but let it win over "no object" in its region."""
-    sem_seg[-1][region] = 0
-    sem_seg[class_id][region] *= torch.finfo(sem_seg.dtype).tiny
-    sem_seg[class_id][~region] = 0
+    """Take all from a class, in place, except that it still beats "no object" in its region."""
+    least = torch.nextafter(sem_seg[-1], torch.full_like(sem_seg[-1], torch.inf))
+    sem_seg[class_id] = torch.where(region, torch.minimum(sem_seg[class_id], least), 0)
 
 
 def merge_instances(
