@@ -16,7 +16,6 @@ from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 
 from rose_d2.evaluation.ground_truth import GroundTruthObjects, load_objects
-from rose_d2.evaluation.mask_encoding import mask_areas
 from rose_d2.evaluation.name_metrics import (
     ObjectMatch,
     mean_name_similarity,
@@ -24,7 +23,7 @@ from rose_d2.evaluation.name_metrics import (
     percent,
     share_of_right_classes,
 )
-from rose_d2.layers.mask_ops import pairwise_intersection
+from rose_d2.layers.mask_ops import mask_areas, pairwise_intersection
 from rose_d2.modeling.patch_analyzer.super_patch import STUFF_ROLE
 from rose_d2.modeling.vocabulary import MAPPING_RULES, UNMAPPED, CategoryVocabulary
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rose_d2.evaluation.image_segments import ImageSegments
-from rose_d2.layers.mask_ops import pairwise_intersection
+from rose_d2.layers.mask_ops import mask_areas, pairwise_intersection
 
 
 class WrongName(NamedTuple):
@@ -95,14 +95,14 @@ def score_image(task: str, predicted: ImageSegments, true: ImageSegments) -> Ima
 
 def _overlaps(predicted: ImageSegments, true: ImageSegments) -> _Overlaps:
     masks, targets = predicted.masks, true.masks
-    areas = masks.flatten(1).sum(dim=1)
+    areas = mask_areas(masks)
     if true.ignore is not None:
         masks, targets = masks & ~true.ignore, targets & ~true.ignore
-    counted = masks.flatten(1).sum(dim=1)
+    counted = mask_areas(masks)
     return _Overlaps(
         pairwise_intersection(masks, targets).long(),
         counted,
-        targets.flatten(1).sum(dim=1),
+        mask_areas(targets),
         2 * counted < areas,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
@@ -23,18 +22,3 @@ def encode_masks(masks: Tensor) -> list[dict]:
     columns = masks.transpose(1, 2).contiguous().cpu().numpy().view(np.uint8)  # (N, W, H)
     codes = coco_mask.encode(columns.transpose(2, 1, 0))  # (H, W, N), columns first in memory
     return [{"size": code["size"], "counts": code["counts"].decode("ascii")} for code in codes]
-
-
-def mask_areas(masks: Tensor) -> Tensor:
-    """Number of pixels of each mask.
-
-    Args:
-        masks: bool (N, H, W) on any device.
-
-    Returns:
-        (N,) long, on the same device.
-    """
-    if masks.device.type != "cpu":
-        return masks.flatten(1).sum(dim=1)
-    # NumPy counts bytes, twenty times as fast as torch adds up booleans.
-    return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()], dtype=torch.long)

@@ -12,9 +12,10 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from rose_d2.evaluation.mask_encoding import encode_masks, mask_areas
+from rose_d2.evaluation.mask_encoding import encode_masks
 from rose_d2.evaluation.open_metrics import open_mean_iou
 from rose_d2.evaluation.prediction_encoding import best_labels
+from rose_d2.layers.mask_ops import mask_areas
 
 
 class RoseSemSegEvaluator(SemSegEvaluator):

@@ -139,9 +139,7 @@ class Inference:
 
         Names, where there are any already, keep candidates of different names apart.
         """
-        longest = self.settings.nms_longest_side
-        shrink = min(1.0, longest / max(candidates.image_size))
-        size = tuple(max(1, round(side * shrink)) for side in candidates.image_size)
+        size = nms_size(candidates.image_size, self.settings.nms_longest_side)
         logits = mask_head.upscale(
             candidates.low_res_masks, tuple(item["sam_image"].shape[-2:]), size
         )
@@ -227,6 +225,13 @@ class Inference:
             candidates, vocabulary.levels, is_thing=vocabulary.is_thing, **options
         )
         return {**levels[settings.headline_level], "levels": levels}
+
+
+def nms_size(image_size: tuple[int, int], longest_side: int) -> tuple[int, int]:
+    """Size at which masks are compared: the image's, shrunk to a longest side if that is less."""
+    shrink = min(1.0, longest_side / max(image_size))
+    height, width = (max(1, round(side * shrink)) for side in image_size)
+    return height, width
 
 
 def _allowed_names(item: dict) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from rose_d2.data.mask_corruption import IouRange, holes_and_patches, shrink_or_stretch
 from rose_d2.evaluation.ground_truth import GroundTruthObjects, load_objects
+from rose_d2.layers.mask_ops import mask_areas
 from rose_d2.refinement.merging import is_answered
 from rose_d2.refinement.region_refinement import RegionRefinement, refinement_input
 from rose_d2.structures.refinement_request import SITUATIONS
@@ -149,7 +150,7 @@ def _draw_object(
     """Mask and class of one object; None where there is none of a fair size."""
     if objects is None or not len(objects):
         return None
-    areas = objects.masks.flatten(1).sum(dim=1)
+    areas = mask_areas(objects.masks)
     drawable = (areas >= _LEAST_PIXELS).nonzero().flatten().tolist()
     if not drawable:
         return None

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
-from rose_d2.evaluation.mask_encoding import encode_masks, mask_areas
+from rose_d2.evaluation.mask_encoding import encode_masks
 
 
 def test_masks_survive():
@@ -24,10 +24,3 @@ def test_it_is_the_code_of_pycocotools():
 
 def test_no_masks():
     assert encode_masks(torch.zeros(0, 4, 5, dtype=torch.bool)) == []
-
-
-def test_areas():
-    masks = torch.rand(4, 7, 9, generator=torch.Generator().manual_seed(0)) < 0.5
-    masks[2] = False
-    assert mask_areas(masks).equal(masks.flatten(1).sum(dim=1))
-    assert mask_areas(masks[:0]).equal(torch.zeros(0, dtype=torch.long))

@@ -4,6 +4,7 @@ import torch
 
 from rose_d2.layers import mask_ops
 from rose_d2.layers.mask_ops import (
+    mask_areas,
     mask_centre,
     mask_coverage,
     masks_to_boxes,
@@ -34,6 +35,13 @@ def test_iou_by_hand():
     ious = pairwise_mask_iou(torch.stack([left, empty]), torch.stack([left, middle, empty]))
     expected = torch.tensor([[1.0, 2 / 6, 0.0], [0.0, 0.0, 0.0]])
     torch.testing.assert_close(ious, expected)
+
+
+def test_areas():
+    masks = torch.rand(4, 7, 9, generator=torch.Generator().manual_seed(0)) < 0.5
+    masks[2] = False
+    assert mask_areas(masks).equal(masks.flatten(1).sum(dim=1))
+    assert mask_areas(masks[:0]).equal(torch.zeros(0, dtype=torch.long))
 
 
 def test_intersection_is_exact_across_chunks(monkeypatch):

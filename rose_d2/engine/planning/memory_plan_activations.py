@@ -19,6 +19,8 @@ from rose_d2.engine.planning.memory_plan_sharding import GradientLife
 from rose_d2.engine.planning.memory_plan_tracker import LiveBytes
 from rose_d2.engine.planning.step_benchmark_inputs import synthetic_inputs
 from rose_d2.engine.steps.step_engine import amp_dtype
+from rose_d2.layers.mask_ops import masks_to_boxes, pairwise_intersection
+from rose_d2.modeling.inference import nms_size
 from rose_d2.modeling.meta_arch.rose import ROSE
 
 
@@ -63,8 +65,8 @@ def training_activations(
 def inference_activations(cfg: CfgNode, model: ROSE, batch_size: int) -> dict[str, int]:
     """Most bytes at once in each stage of inference, TEST.TOP_K candidates kept throughout.
 
-    Names are those of one image, as they are decoded; the cache of keys and values is that of the
-    longest names.
+    Masks and names are those of the last image, beside the instances of the images before it; the
+    cache of keys and values is that of the longest names.
 
     Args:
         cfg: the full config.
@@ -83,12 +85,30 @@ def inference_activations(cfg: CfgNode, model: ROSE, batch_size: int) -> dict[st
         candidates = analyzer.embed(proposals, 0, kept)
         size = tuple(inputs[0]["sam_image"].shape[-2:])
         (masks,) = mask_head.decode(sam_features[:1], [candidates], [size])
+        full_size = (inputs[0]["height"], inputs[0]["width"])
+        earlier = masks.new_empty(batch_size - 1, len(masks), *full_size, dtype=torch.bool)
         stages["masks"] = live.restart()
+        _compare(mask_head.upscale(masks, size, nms_size(full_size, cfg.TEST.NMS.LONGEST_SIDE)))
+        stages["mask NMS"] = live.restart()
         _decode_names(cfg, model, candidates.category_embeddings)
         stages["names"] = live.restart()
-        mask_head.upscale(masks, size, (inputs[0]["height"], inputs[0]["width"])).gt(0)
+        _binarise(mask_head.upscale(masks, size, full_size))
         stages["full-size masks"] = live.restart()
+        del earlier
     return stages
+
+
+def _compare(logits: torch.Tensor) -> None:
+    """What `mask_nms` computes of masks; the rest of it is small."""
+    masks = logits > 0
+    pairwise_intersection(masks, masks)
+
+
+def _binarise(logits: torch.Tensor) -> None:
+    """What `instance_inference` makes of masks, when it keeps them all."""
+    masks = logits > 0
+    masks_to_boxes(masks)
+    masks[torch.arange(len(masks))]
 
 
 def _decode_names(cfg: CfgNode, model: ROSE, embeddings: torch.Tensor) -> None:
