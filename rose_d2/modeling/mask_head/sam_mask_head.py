@@ -153,11 +153,13 @@ class SAMMaskHead(nn.Module):
                 for name, parameter in self.prompt_encoder.named_parameters()
                 if name.startswith("no_mask_embed.")
             ],
-            # The predicted IoU is not used: objectness is the score.
+            # Neither the predicted IoU is used (objectness is the score), nor any but the first
+            # of the masks per prompt.
             "sam_mask_decoder": [
                 (name, parameter)
                 for name, parameter in self.mask_decoder.named_parameters()
-                if not name.startswith("iou_prediction_head.")
+                if name.startswith("output_hypernetworks_mlps.0.")
+                or not name.startswith(("iou_prediction_head.", "output_hypernetworks_mlps."))
             ],
         }
 
