@@ -15,6 +15,7 @@ from rose_d2.engine.planning.memory_plan_activations import (
 from rose_d2.engine.planning.memory_plan_model import build_without_memory
 from rose_d2.engine.planning.memory_plan_sharding import StepState, step_state
 from rose_d2.engine.planning.step_benchmark_inputs import without_downloads
+from rose_d2.engine.steps.optimizer import train_in_float32
 from rose_d2.engine.steps.step_engine import amp_dtype
 from rose_d2.modeling.meta_arch.rose import ROSE
 
@@ -62,6 +63,8 @@ def plan_training(cfg: CfgNode, num_gpus: int) -> MemoryPlan:
     # With mixed precision DeepSpeed casts the whole model.
     dtype = amp_dtype(cfg) if cfg.SOLVER.ENGINE == "deepspeed" else None
     model = build_without_memory(cfg, dtype)
+    if cfg.SOLVER.ENGINE == "torch":
+        train_in_float32(model)
     state = step_state(cfg, model, num_gpus)
     batch_size = cfg.SOLVER.IMS_PER_BATCH // num_gpus
     activations = training_activations(cfg, model, batch_size, state.gradient_life)

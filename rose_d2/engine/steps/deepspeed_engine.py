@@ -22,7 +22,7 @@ from torch import nn
 from rose_d2.engine.steps.deepspeed_config import deepspeed_config
 from rose_d2.engine.steps.deepspeed_state import gather_optimizer_state, put_optimizer_state
 from rose_d2.engine.steps.non_finite import NonFiniteGuard
-from rose_d2.engine.steps.optimizer import build_parameter_groups
+from rose_d2.engine.steps.optimizer import build_parameter_groups, check_weight_dtypes
 from rose_d2.engine.steps.optimizer_state import check_optimizer_state, trained_parameters
 from rose_d2.engine.steps.step_engine import StepEngine, amp_dtype, detached_losses
 
@@ -73,7 +73,7 @@ class DeepSpeedStepEngine(StepEngine):
         self._losses_are_finite = True
         self._engine: Any = None
         self._deepspeed = _import_deepspeed(self._device)
-        _check_dtypes(parameter_groups, amp_dtype)
+        check_weight_dtypes(model, amp_dtype)
         logger.info("DeepSpeed settings: %s", json.dumps(settings, indent=2))
 
     @classmethod
@@ -228,18 +228,3 @@ def _join_process_group(device: torch.device) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     comm.create_local_process_group(1)
-
-
-def _check_dtypes(groups: list[dict[str, Any]], amp_dtype: torch.dtype | None) -> None:
-    """Without mixed precision DeepSpeed trains the weights as they are, in one type.
-
-    Raises:
-        ValueError: some are not float32.
-    """
-    dtypes = {p.dtype for group in groups for p in group["params"]}
-    if amp_dtype is None and dtypes != {torch.float32}:
-        names = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        raise ValueError(
-            f"SOLVER.AMP.ENABLED is False, but the weights that train are of {names}: enable it, "
-            "or set MODEL.LMM.DTYPE float32."
-        )

@@ -70,6 +70,41 @@ def parameter_groups(
     ]
 
 
+def check_weight_dtypes(model: nn.Module, amp_dtype: torch.dtype | None) -> None:
+    """Refuse to train weights of less than float32 as they are: small updates would be lost.
+
+    Args:
+        model: unwrapped.
+        amp_dtype: what mixed precision computes in; None without.
+
+    Raises:
+        ValueError: there is no mixed precision, and some weights that train are not float32.
+    """
+    dtypes = {p.dtype for p in model.parameters() if p.requires_grad}
+    if amp_dtype is None and dtypes - {torch.float32}:
+        names = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise ValueError(
+            f"The weights that train are of {names} and SOLVER.AMP is off, or this CPU cannot "
+            "compute in its type: set SOLVER.AMP.ENABLED True, or MODEL.LMM.DTYPE float32."
+        )
+
+
+def train_in_float32(model: nn.Module) -> None:
+    """Make float32 of the weights that train, in place; frozen parts keep their type.
+
+    So become weights of no part, which no output depends on: they meet what the trained ones made.
+    """
+    frozen = {
+        id(parameter)
+        for named_parameters in model.parts().values()
+        for _, parameter in named_parameters
+        if not parameter.requires_grad
+    }
+    for parameter in model.parameters():
+        if id(parameter) not in frozen:
+            parameter.data = parameter.data.float()
+
+
 def takes_weight_decay(name: str, parameter: nn.Parameter) -> bool:
     """Tell matrices and kernels from norms, biases and learned position or token vectors."""
     last = name.rsplit(".", 1)[-1]

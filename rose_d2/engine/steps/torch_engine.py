@@ -15,7 +15,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 
 from rose_d2.engine.steps.non_finite import NonFiniteGuard
-from rose_d2.engine.steps.optimizer import build_lr_scheduler, build_optimizer
+from rose_d2.engine.steps.optimizer import (
+    build_lr_scheduler,
+    build_optimizer,
+    check_weight_dtypes,
+    train_in_float32,
+)
 from rose_d2.engine.steps.optimizer_state import check_optimizer_state, trained_parameters
 from rose_d2.engine.steps.step_engine import (
     StepEngine,
@@ -29,7 +34,10 @@ logger = logging.getLogger(__name__)
 
 
 class TorchStepEngine(StepEngine):
-    """Plain PyTorch: DistributedDataParallel, gradient accumulation, clipping, autocast."""
+    """Plain PyTorch: DistributedDataParallel, gradient accumulation, clipping, autocast.
+
+    What trains is kept in float32, also where MODEL.LMM.DTYPE gives frozen weights less.
+    """
 
     scheduler: LambdaLR | None
 
@@ -70,6 +78,8 @@ class TorchStepEngine(StepEngine):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        check_weight_dtypes(model, amp_dtype(cfg))
+        train_in_float32(model)
         optimizer = build_optimizer(cfg, model)
         return {
             "model": model,
@@ -89,14 +99,16 @@ class TorchStepEngine(StepEngine):
         self, batched_inputs: list[dict[str, Any]], *, is_last: bool
     ) -> dict[str, float]:
         with self._gradient_exchange(is_last):
-            with torch.autocast(
-                self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
-            ):
+            with self._autocast():
                 losses = self.model(batched_inputs)
             # Also of a loss that is NaN: without it the other ranks would wait for its gradients.
             total = sum(losses.values()) / self.accumulation_steps
             self._scaler.scale(total).backward()
         return detached_losses(losses)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.amp_dtype is not None
+        return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=enabled)
 
     def _gradient_exchange(self, is_last: bool) -> AbstractContextManager:
         """Let ranks exchange gradients only in the last micro-batch of a step."""
@@ -121,6 +133,11 @@ class TorchStepEngine(StepEngine):
         self._scaler.step(self.optimizer)
         self._scaler.update()
         return norm.item()
+
+    def evaluation(self) -> AbstractContextManager:
+        """See `StepEngine.evaluation`; frozen weights in bfloat16 meet trained ones in float32."""
+        dtypes = {p.dtype for p in self._unwrapped.parameters()}
+        return self._autocast() if len(dtypes) > 1 else nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
         states = {}

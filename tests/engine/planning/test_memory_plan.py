@@ -8,7 +8,7 @@ from detectron2.utils.events import EventStorage
 from rose_d2.engine.planning.flops import count_flops
 from rose_d2.engine.planning.memory_plan import MemoryPlan, plan_inference, plan_training
 from rose_d2.engine.planning.memory_plan_model import KnownMasks, build_without_memory
-from rose_d2.engine.planning.step_benchmark import measure_training_peak
+from rose_d2.engine.planning.step_benchmark import measure_inference, measure_training_peak
 from rose_d2.engine.planning.step_benchmark_inputs import synthetic_inputs
 
 
@@ -31,6 +31,20 @@ def test_training_takes_what_was_planned(tiny_cfg):
     tiny_cfg.SOLVER.IMS_PER_BATCH = 2
     measured = measure_training_peak(tiny_cfg)
     assert plan_training(tiny_cfg, 1).peak == pytest.approx(measured, rel=0.15)
+
+
+def test_trained_weights_in_float32_take_what_was_planned(recipe_cfg):
+    recipe_cfg.MODEL.LMM.DTYPE, recipe_cfg.SOLVER.AMP.ENABLED = "bfloat16", True
+    recipe_cfg.MODEL.LMM.GRADIENT_CHECKPOINTING = False
+    measured = measure_training_peak(recipe_cfg)
+    assert plan_training(recipe_cfg, 1).peak == pytest.approx(measured, rel=0.15)
+
+
+def test_inference_takes_what_was_planned(tiny_cfg):
+    tiny_cfg.MODEL.LMM.DTYPE = "bfloat16"
+    measured = measure_inference(tiny_cfg, 2, num_steps=1).peak_memory
+    in_bf16, *_ = plan_inference(tiny_cfg, 2)
+    assert in_bf16.peak == pytest.approx(measured, rel=0.15)
 
 
 def test_checkpointing_saves_activations_only(recipe_cfg):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import toy_training
+from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from toy_training import NoDropoutROSE, seed_all, toy_config, toy_item
 
@@ -37,9 +38,9 @@ def gradients(engine):
 
 def test_accumulation_equals_the_larger_batch(tmp_path):
     whole = make_engine(toy_config(tmp_path))
-    parts = make_engine(toy_config(tmp_path, "SOLVER.ACCUMULATION_STEPS", 3))
-    whole_metrics = run_engine(whole, [items(0, 1, 2, 3, 4, 5)])
-    part_metrics = run_engine(parts, [items(0, 1), items(2, 3), items(4, 5)])
+    parts = make_engine(toy_config(tmp_path, "SOLVER.ACCUMULATION_STEPS", 10))
+    whole_metrics = run_engine(whole, [items(*range(20))])
+    part_metrics = run_engine(parts, [items(i, i + 1) for i in range(0, 20, 2)])
     for name, gradient in gradients(whole).items():
         torch.testing.assert_close(gradients(parts)[name], gradient, atol=1e-7, rtol=1e-5)
     for name in ("loss_text", "loss_mask_dice", "total_loss", "grad_norm"):
@@ -86,6 +87,26 @@ def test_amp_computes_in_bfloat16_and_keeps_float32_weights(tmp_path):
     run_engine(engine, [items(0, 1)])
     assert seen == [torch.bfloat16]
     assert all(p.dtype is torch.float32 for p in engine.model.parameters())
+
+
+def test_what_trains_is_float32_beside_frozen_bfloat16(tiny_cfg, make_input):
+    tiny_cfg.MODEL.LMM.DTYPE, tiny_cfg.SOLVER.AMP.ENABLED = "bfloat16", True
+    tiny_cfg.MODEL.TRAINABLE.LANGUAGE_MODEL = False
+    model = build_model(tiny_cfg)
+    engine = TorchStepEngine(tiny_cfg, model)
+    run_engine(engine, [[make_input()]])
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.dtype is torch.float32, name
+    assert model.backbone.model.model.language_model.norm.weight.dtype is torch.bfloat16
+    with torch.no_grad(), engine.evaluation():
+        assert model.eval()([make_input()])[0]["instances"]
+
+
+def test_weights_in_bfloat16_need_mixed_precision(tmp_path):
+    model = NoDropoutROSE(None).to(torch.bfloat16)
+    with pytest.raises(ValueError, match=r"\['bfloat16'\] and SOLVER\.AMP is off"):
+        TorchStepEngine(toy_config(tmp_path), model)
 
 
 @pytest.mark.parametrize(("dtype", "hint"), [("float16", "bfloat16"), ("int8", "one of")])
