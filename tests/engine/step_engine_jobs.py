@@ -34,6 +34,7 @@ SIDE, NAMES, DATASET = 84, ("dog", "red car", "tree"), "rose_test_step_engines"
 TOTAL_BATCH, ACCUMULATION = 4, 2
 WITHOUT_TARGETS = 2  # in this step the second half of every micro-batch has no target
 DEEPSPEED = ("SOLVER.ENGINE", "deepspeed", "SOLVER.DEEPSPEED.ZERO_STAGE")
+DEEPSPEED_JSON = "deepspeed.json"
 SKIPPING = ("SOLVER.MAX_SKIPPED_STEPS", 1)
 BFLOAT16 = ("SOLVER.AMP.ENABLED", True)
 
@@ -63,10 +64,7 @@ def small_config(folder: Path, *opts):
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS = TOTAL_BATCH, ACCUMULATION
     cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER = 3, 60
     cfg.SOLVER.LR_MULTIPLIER.HEADS = 0.5
-    # Else stage 3 would not divide weights as small as these.
-    settings = folder / "deepspeed.json"
-    settings.write_text('{"zero_optimization": {"stage3_param_persistence_threshold": 1000}}')
-    cfg.SOLVER.DEEPSPEED.CONFIG_FILE = str(settings)
+    cfg.SOLVER.DEEPSPEED.CONFIG_FILE = str(folder / DEEPSPEED_JSON)
     cfg.OUTPUT_DIR = str(folder)
     cfg.merge_from_list([str(opt) for opt in opts])
     return cfg
@@ -122,6 +120,15 @@ def whole_weights(engine, model):
         return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
+def scores(engine, model):
+    """What the model answers in mid-training: each process asks for as many images as it likes."""
+    with engine.evaluation(), torch.no_grad():
+        batch = [item(1000 + i, has_targets=False) for i in range(1 + comm.get_rank())]
+        answers = model.eval()(batch)
+        model.train()
+    return [answer["instances"].scores for answer in answers]
+
+
 def break_loss(model, engine, step: int) -> None:
     """Make one loss of the last rank NaN in one step, with a gradient that stays finite."""
 
@@ -153,6 +160,7 @@ def run(
         for engine.iter in range(start, steps):
             if engine.iter == steps // 2 and not resumed:
                 half = {"weights": whole_weights(engine, model), "state": engine.state_dict()}
+                half["scores"] = comm.gather(scores(engine, model))
             rate = engine.scheduler and engine.optimizer.param_groups[0]["lr"]
             engine.run_step()
             if engine.scheduler is not None:  # as detectron2's hook does
@@ -166,6 +174,7 @@ def run(
     result["state"], result["half"] = engine.state_dict(), half
     if comm.is_main_process():
         torch.save(result, folder / f"{comm.get_world_size()}-{name}.pt")
+    comm.synchronize()  # another run of all processes may read it at once
 
 
 def main(folder: Path, steps: int) -> None:
@@ -191,5 +200,9 @@ if __name__ == "__main__":
     fork = functools.partial(torch.multiprocessing.start_processes, start_method="fork")
     torch.multiprocessing.start_processes = fork
     arguments = (Path(sys.argv[1]), int(sys.argv[2]))
+    # Else stage 3 would not divide weights as small as these.
+    (arguments[0] / DEEPSPEED_JSON).write_text(
+        '{"zero_optimization": {"stage3_param_persistence_threshold": 1000}}'
+    )
     launch(main, 2, dist_url="auto", args=arguments)
     launch(main, 1, args=arguments)

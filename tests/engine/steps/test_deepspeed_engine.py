@@ -47,6 +47,15 @@ def assert_same(run, expected, *, tolerance=1e-5, weight_tolerance=5e-5):
         torch.testing.assert_close(run["weights"][name], tensor, atol=weight_tolerance, rtol=0)
 
 
+@pytest.mark.parametrize("run", ["2-zero3", "1-zero3", "2-zero1"])
+def test_each_process_evaluates_on_its_own_in_mid_training(runs, run):
+    answers, expected = runs[run]["half"]["scores"], runs[f"{run[0]}-torch"]["half"]["scores"]
+    assert [len(of_rank) for of_rank in answers] == [1, 2][: int(run[0])]
+    assert all(len(scores) for of_rank in answers for scores in of_rank)
+    for of_rank, wanted in zip(answers, expected, strict=True):
+        torch.testing.assert_close(of_rank, wanted, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_deepspeed_follows_torch(runs, processes, stage):
