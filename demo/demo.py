@@ -2,7 +2,6 @@
 """Segment images with ROSE: every object and region with the name the model gives it."""
 
 import argparse
-import glob
 import os
 import sys
 import warnings
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from image_files import find_images
 from refine_options import REFINE_COUNT, add_refine_options, check_refine_options
 
 if TYPE_CHECKING:
@@ -50,9 +49,6 @@ Images that already have their result in the output folder are skipped, so an in
 command is continued by typing it again. Exit status: 0 when every image was done, 1 when
 some could not be (they are listed at the end), 2 when the command itself is wrong.
 """
-
-_IGNORED_FILES = ("thumbs.db", "desktop.ini")
-_RESULTS = ("overlays", "panoptic", "before_after", "contact_sheet.jpg")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -138,49 +134,6 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
         metavar="SCORE",
         help="smallest objectness of a segment, 0 to 1; --refer ignores it; default: %(default)s",
     )
-
-
-def find_images(inputs: Sequence[str], output: Path) -> list[Path]:
-    """List the files that the user's paths, folders and globs stand for, each once.
-
-    Raises:
-        ValueError: an input does not exist or holds no image.
-    """
-    found: dict[Path, Path] = {}
-    for entry in inputs:
-        path = Path(entry).expanduser()
-        if path.is_dir():
-            files = _images_of_folder(path, output)
-        elif path.exists():
-            files = [path]
-        elif glob.has_magic(entry):
-            matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
-            files = [file for file in matches if _is_wanted(file, output)]
-        else:
-            raise ValueError(f"--input {entry!r} does not exist.")
-        if not files:
-            raise ValueError(f"--input {entry!r} matches no file.")
-        for file in files:
-            found.setdefault(file.resolve(), file)
-    return list(found.values())
-
-
-def _images_of_folder(folder: Path, output: Path) -> list[Path]:
-    """All files of a folder, so that a damaged one is noticed, if any looks like an image."""
-    files = [file for file in sorted(folder.iterdir()) if _is_wanted(file, output)]
-    known = Image.registered_extensions()
-    if any(file.suffix.lower() in known for file in files):
-        return files
-    hint = f" To try every file in it and below: --input '{folder}/**/*'"
-    raise ValueError(f"there are no images in the folder {str(folder)!r}.{hint}")
-
-
-def _is_wanted(file: Path, output: Path) -> bool:
-    """Leave out folders, system files and pictures that an earlier run of this demo drew."""
-    hidden = file.name.startswith(".") or file.name.casefold() in _IGNORED_FILES
-    results = [(output / name).resolve() for name in _RESULTS]
-    drawn = any(path in results for path in (file.resolve(), *file.resolve().parents))
-    return file.is_file() and not hidden and not drawn
 
 
 def check_options(args: argparse.Namespace) -> None:

@@ -1,19 +1,19 @@
 """One run of the demo: images in, pictures and a COCO-format file out, batch by batch."""
 
 import itertools
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
-from detectron2.config import CfgNode, get_cfg
+from demo_config import load_config
+from detectron2.config import CfgNode
+from image_files import file_name_of
 from PIL import Image
+from result_files import panoptic_ids, save_image
 from tqdm import tqdm
 
-from rose_d2.config import add_rose_config
 from rose_d2.data.image_io import read_image
 from rose_d2.engine.predictions_file import PredictionsFile
 from rose_d2.engine.predictor import RosePredictor, find_weights, resolve_task
@@ -23,10 +23,6 @@ from rose_d2.structures.segment import Segment
 from rose_d2.visualization import RoseVisualizer, contact_sheet
 
 _SHEET_PICTURES = 40
-
-# The model that ships with the repository; its config trains from scratch, so names no weights.
-TINY_CONFIG = "rose_tiny.yaml"
-TINY_WEIGHTS = Path(__file__).resolve().parent.parent / "checkpoints" / "rose_tiny"
 
 
 class FolderRun:
@@ -245,51 +241,5 @@ class FolderRun:
             print("Interrupted; the same command continues.", file=sys.stderr)
 
 
-def load_config(config_file: str, opts: Sequence[str], min_score: float) -> CfgNode:
-    """Make the config of a file, changes to it and a score threshold.
-
-    Raises:
-        ValueError: a key does not exist, or a value does not fit it.
-        FileNotFoundError: the file or one it is based on does not exist.
-    """
-    cfg = get_cfg()
-    add_rose_config(cfg)
-    try:
-        cfg.merge_from_file(config_file)
-        cfg.merge_from_list(list(opts))
-    except (KeyError, ValueError, AssertionError, AttributeError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"the config {config_file!r} with --opts {' '.join(opts)!r} does not fit: {error}."
-        ) from error
-    if Path(config_file).name == TINY_CONFIG and "MODEL.WEIGHTS" not in opts:
-        cfg.MODEL.WEIGHTS = str(TINY_WEIGHTS)
-    cfg.TEST.SCORE_THRESH = cfg.TEST.PANOPTIC.SCORE_THRESH = min_score
-    cfg.freeze()
-    return cfg
-
-
-def file_name_of(path: Path) -> str:
-    """How predictions.json calls an image: relative to the working directory where possible."""
-    absolute = path.resolve()
-    here = Path.cwd()
-    return (absolute.relative_to(here) if here in absolute.parents else absolute).as_posix()
-
-
 def _count(images: int) -> str:
     return f"{images} image" if images == 1 else f"{images} images"
-
-
-def panoptic_ids(segments: Sequence[Segment], size: tuple[int, int]) -> np.ndarray:
-    """Colours (H, W, 3) of a COCO panoptic PNG: id = R + 256 G + 65536 B, 0 where nothing is."""
-    ids = np.zeros(size, dtype=np.int64)
-    for number, segment in enumerate(segments, start=1):
-        ids[segment.mask] = number
-    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
-
-
-def save_image(picture: np.ndarray, path: Path) -> None:
-    """Write a picture (H, W, 3) whole or not at all; the suffix chooses the format."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
-    Image.fromarray(picture).save(partial, quality=92)
-    os.replace(partial, path)

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from folder_run import FolderRun, file_name_of, load_config, save_image
+from demo_config import load_config
+from folder_run import FolderRun
+from image_files import file_name_of
 from refine_masks import read_masks
 from refine_policy import choose_segments
+from result_files import save_image
 
 from rose_d2.engine.predictor import find_weights
 from rose_d2.engine.provenance import config_hash, file_sha256

@@ -4,7 +4,7 @@ import torch
 from detectron2.structures import Instances
 
 from rose_d2.structures.category_names import CategoryNames
-from rose_d2.visualization import RoseVisualizer, colour_of, contact_sheet, drawing_factor
+from rose_d2.visualization import RoseVisualizer, colour_of, drawing_factor
 
 
 def grey(height, width):
@@ -19,13 +19,6 @@ def square(size=(80, 100)):
     mask = np.zeros(size, dtype=bool)
     mask[20:60, 30:70] = True
     return mask
-
-
-def test_a_name_has_one_colour_and_other_names_others():
-    assert colour_of("red car") == colour_of("Red  Car ")
-    colours = {colour_of(name) for name in ("dog", "cat", "grass", "sky", "red car", "wall")}
-    assert len(colours) >= 5
-    assert all(0 <= channel <= 1 for colour in colours for channel in colour)
 
 
 @pytest.mark.parametrize(
@@ -139,21 +132,3 @@ def test_masks_of_another_size_and_missing_names_are_refused():
         visualizer.draw_segments([np.ones((80, 90), dtype=bool)], ["dog"])
     with pytest.raises(ValueError, match="one of each"):
         visualizer.draw_segments([square()], [])
-
-
-def test_contact_sheet_places_every_picture():
-    red, blue = np.zeros((2, 40, 80, 3), dtype=np.uint8)
-    red[..., 0], blue[..., 2] = 255, 255
-    sheet = contact_sheet([red, blue, red], ["one", "a much too long caption " * 9, ""], cell=100)
-    reds = (sheet[..., 0] > 200) & (sheet[..., 2] < 50)
-    blues = (sheet[..., 2] > 200) & (sheet[..., 0] < 50)
-    assert reds.sum() == pytest.approx(2 * 100 * 50, rel=0.05)
-    assert blues.sum() == pytest.approx(100 * 50, rel=0.05)
-    assert sheet.shape[1] == 2 * 100 + 3 * 12
-
-
-def test_contact_sheet_refuses_what_it_cannot_show():
-    with pytest.raises(ValueError, match="at least one"):
-        contact_sheet([])
-    with pytest.raises(ValueError, match="2 captions for 1"):
-        contact_sheet([grey(2, 2)], ["a", "b"])

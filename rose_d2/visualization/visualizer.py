@@ -1,56 +1,27 @@
-"""Pictures of ROSE's output: masks with their generated names, and sheets of such pictures."""
+"""Masks with their generated names, drawn on the image."""
 
-import colorsys
-import itertools
 import math
-import zlib
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
-from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import VisImage, Visualizer
 from matplotlib.collections import LineCollection
-from matplotlib.font_manager import FontProperties, findfont, get_font
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from matplotlib.font_manager import FontProperties
+from PIL import Image
 from torch import Tensor
 
 from rose_d2.layers.label_placement import place_labels
+from rose_d2.visualization.colours import colour_of, lightened
+from rose_d2.visualization.texts import label_text
 
 # A picture is drawn with its longest side between these, whatever the size of the image.
 _MIN_DRAWN_SIDE = 640
 _MAX_DRAWN_SIDE = 1600
-_LONGEST_LABEL = 36
 _THING_ALPHA, _STUFF_ALPHA = 0.45, 0.32
-_LABEL_LUMINANCE = 0.65
 _CROWD = 20
-_SHEET_GAP = 12
-_WHITE = (255, 255, 255)
-
-
-def colour_of(name: str) -> tuple[float, float, float]:
-    """The colour of a category: the same for a name in every picture and every run.
-
-    Args:
-        name: a generated name; upper case and spacing make no difference.
-
-    Returns:
-        (red, green, blue) in [0, 1].
-    """
-    key = " ".join(name.casefold().split())
-    return _PALETTE[zlib.crc32(key.encode("utf-8")) % len(_PALETTE)]
-
-
-def _build_palette() -> list[tuple[float, float, float]]:
-    """detectron2's colours without greys and near-blacks, which vanish on a photograph."""
-    distinct = dict.fromkeys(tuple(map(float, row)) for row in colormap(rgb=True, maximum=1))
-    hsv = {colour: colorsys.rgb_to_hsv(*colour) for colour in distinct}
-    return [colour for colour, (_, s, v) in hsv.items() if s >= 0.35 and v >= 0.6]
-
-
-_PALETTE = _build_palette()
 
 
 class RoseVisualizer(Visualizer):
@@ -184,7 +155,7 @@ class RoseVisualizer(Visualizer):
         self.output.reset_image(canvas)
         for mask, colour in zip(drawn, colours, strict=True):
             self._draw_outline(mask, colour)
-        self._draw_labels([_label(names[i], scores[i]) for i in order], drawn, colours, things)
+        self._draw_labels([label_text(names[i], scores[i]) for i in order], drawn, colours, things)
         return self.output
 
     def _check_segments(self, masks: Sequence[np.ndarray], *fields: Sequence) -> None:
@@ -238,7 +209,7 @@ class RoseVisualizer(Visualizer):
             centre_top = (corner[0] + width / 2, corner[1] + 2)
             # matplotlib would read text between dollars as a formula.
             text = text.replace("$", r"\$")
-            self.draw_text(text, centre_top, color=_lightened(colour), font_size=font_size)
+            self.draw_text(text, centre_top, color=lightened(colour), font_size=font_size)
 
     def _text_size(self, text: str, font_size: float) -> tuple[float, float]:
         """Width and height in pixels of a label with its margin, as `draw_text` draws it."""
@@ -262,66 +233,6 @@ def drawing_factor(height: int, width: int) -> float:
     return min(1.0, _MAX_DRAWN_SIDE / longest)
 
 
-def contact_sheet(
-    pictures: Sequence[np.ndarray],
-    captions: Sequence[str] | None = None,
-    *,
-    columns: int | None = None,
-    cell: int = 480,
-) -> np.ndarray:
-    """Arrange pictures in rows, each fitted into a square cell with its caption below.
-
-    Args:
-        pictures: uint8 arrays (H, W, 3) of any sizes.
-        captions: one text a picture, shortened to the cell's width; None leaves them out.
-        columns: pictures a row; None makes the sheet about as wide as high, at most 4 columns.
-        cell: side of a cell in pixels.
-
-    Returns:
-        uint8 (H, W, 3).
-
-    Raises:
-        ValueError: if there is no picture or the captions differ in number.
-    """
-    if not pictures:
-        raise ValueError("A contact sheet needs at least one picture, got none.")
-    if captions is not None and len(captions) != len(pictures):
-        raise ValueError(
-            f"Got {len(captions)} captions for {len(pictures)} pictures; give one each or None."
-        )
-    columns = columns or min(4, math.ceil(math.sqrt(len(pictures))))
-    captions = [""] * len(pictures) if captions is None else captions
-    cells = [_cell(*pair, width=cell) for pair in zip(pictures, captions, strict=True)]
-    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
-    heights = [max(c.height for c in row) + _SHEET_GAP for row in rows]
-    width = _SHEET_GAP + len(rows[0]) * (cell + _SHEET_GAP)
-    sheet = Image.new("RGB", (width, _SHEET_GAP + sum(heights)), _WHITE)
-    for row, bottom in zip(rows, itertools.accumulate(heights), strict=True):
-        for column, drawn in enumerate(row):
-            # Bottoms aligned, so that the captions of a row stand on one line.
-            sheet.paste(drawn, (_SHEET_GAP + column * (cell + _SHEET_GAP), bottom - drawn.height))
-    return np.asarray(sheet)
-
-
-def _cell(picture: np.ndarray, caption: str, width: int) -> Image.Image:
-    """A picture fitted into a square of this width, with its caption below if it has one."""
-    thumbnail = ImageOps.contain(Image.fromarray(picture), (width, width))
-    font = ImageFont.truetype(findfont("DejaVu Sans"), 16)
-    caption_height = 28 if caption else 0
-    cell = Image.new("RGB", (width, thumbnail.height + caption_height), _WHITE)
-    cell.paste(thumbnail, ((width - thumbnail.width) // 2, 0))
-    text = _fitted(_printable(caption), font, width)
-    place = (width / 2, thumbnail.height + 5)
-    ImageDraw.Draw(cell).text(place, text, (40, 40, 40), font, anchor="ma")
-    return cell
-
-
-def _fitted(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    while len(text) > 2 and font.getlength(text) > width:
-        text = text[:-2] + "…"
-    return text
-
-
 def _tint(
     canvas: np.ndarray, mask: np.ndarray, colour: tuple[float, float, float], alpha: float
 ) -> None:
@@ -329,25 +240,3 @@ def _tint(
     solid = np.full_like(canvas, np.rint(255 * np.array(colour)))
     blended = cv2.addWeighted(canvas, 1 - alpha, solid, alpha, 0)
     cv2.copyTo(blended, mask.astype(np.uint8), canvas)
-
-
-def _lightened(colour: tuple[float, float, float]) -> tuple[float, float, float]:
-    """Mix a colour with white until it is readable on the dark background of a label."""
-    red, green, blue = colour
-    luminance = 0.299 * red + 0.587 * green + 0.114 * blue
-    white = max(0.0, (_LABEL_LUMINANCE - luminance) / (1 - luminance))
-    return tuple(white + (1 - white) * channel for channel in colour)
-
-
-def _label(name: str, score: float | None) -> str:
-    text = _printable(name)
-    if len(text) > _LONGEST_LABEL:
-        text = text[: _LONGEST_LABEL - 1] + "…"
-    return text if score is None else f"{text} {100 * score:.0f}%"
-
-
-def _printable(text: str) -> str:
-    """One line of characters the font has; a generated name may hold anything."""
-    font = get_font(findfont(FontProperties(family=["sans-serif"])))
-    known = (c if c.isprintable() and font.get_char_index(ord(c)) else "?" for c in text)
-    return "".join(" " if c.isspace() else k for c, k in zip(text, known, strict=True)).strip()
