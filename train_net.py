@@ -48,9 +48,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # DeepSpeed's launcher adds it; the environment says the same.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     add_custom_data_arguments(parser)
+    # A free port, so that two runs on one machine do not meet; detectron2's own default is fixed.
+    parser.set_defaults(dist_url="auto")
     args = parser.parse_args(argv)
     if not args.config_file:
         parser.error("--config-file is required, for example configs/rose_tiny.yaml")
+    if args.num_machines > 1 and args.dist_url == "auto":
+        parser.error(
+            f"--num-machines {args.num_machines} needs the address of machine 0, the same on all: "
+            "--dist-url tcp://HOST:PORT"
+        )
     if args.save_predictions or args.overwrite_predictions:
         if not args.eval_only:
             parser.error("--save-predictions goes with --eval-only")

@@ -124,7 +124,7 @@ def test_killed_run_resumes_on_the_same_curve(environment, whole_run, tmp_path):
 
 
 def test_two_processes_train_together(environment, whole_run, tmp_path):
-    run(environment, tmp_path, "--num-gpus=2", "--dist-url=auto", ("SOLVER.MAX_ITER", 2))
+    run(environment, tmp_path, "--num-gpus=2", ("SOLVER.MAX_ITER", 2))
     # The text loss has no randomness of its own, so one process gives the same.
     one, two = loss_curve(whole_run[0]), loss_curve(tmp_path)
     assert two[0]["loss_text"] == pytest.approx(one[0]["loss_text"], rel=1e-4)
@@ -133,9 +133,7 @@ def test_two_processes_train_together(environment, whole_run, tmp_path):
 
 def test_nan_stops_with_terms_and_images_and_ends_every_process(environment, tmp_path):
     # The second step multiplies the weights by the rate, the third meets the damage.
-    process = start(
-        environment, tmp_path, "--num-gpus=2", "--dist-url=auto", ("SOLVER.BASE_LR", 1e38)
-    )
+    process = start(environment, tmp_path, "--num-gpus=2", ("SOLVER.BASE_LR", 1e38))
     status, output = finish(process, tmp_path)
     assert status != 0
     message = next(line for line in output.splitlines() if "FloatingPointError: " in line)
@@ -167,7 +165,14 @@ def test_evaluation_of_missing_weights_is_one_sentence(environment, tmp_path):
     assert "Traceback" not in output
 
 
-def test_config_file_is_required(environment):
-    command = [sys.executable, ROOT / "train_net.py"]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config-file is required"),
+        (["--config-file", "tiny.yaml", "--num-machines", "2"], "--dist-url tcp://HOST:PORT"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(environment, arguments, message):
+    command = [sys.executable, ROOT / "train_net.py", *arguments]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 2 and "--config-file is required" in result.stderr
+    assert result.returncode == 2 and message in result.stderr
