@@ -113,8 +113,13 @@ EXPECTED = {
         "lora": (20_185_088, True),
         "sam_image_encoder": (637_026_048, False),
         "sam_prompt_encoder": (256, False),
-        # 4 058 340 less the unused head for predicted IoU
-        "sam_mask_decoder": (4_058_340 - (2 * (256 * 256 + 256) + 256 * 4 + 4), True),
+        # less what no output depends on: the head for predicted IoU, three of four for masks
+        "sam_mask_decoder": (
+            4_058_340
+            - (2 * (256 * 256 + 256) + 256 * 4 + 4)
+            - 3 * (2 * (256 * 256 + 256) + 256 * 32 + 32),
+            True,
+        ),
         # objectness, mask, category, SigLIP projectors and one vector per role
         "heads": (
             4 * (3584 * 3584 + 3584) + 3585 * (1 + 256 + 3584 + 1152) + 5 * 3584,

@@ -144,7 +144,8 @@ def run(
 ) -> None:
     """Train for `steps` steps, or for the second half of them after the state of another run."""
     cfg = small_config(folder, *opts)
-    random.seed(0), np.random.seed(0), torch.manual_seed(0)
+    rank = comm.get_rank()  # as in a real run, each process draws other weights
+    random.seed(rank), np.random.seed(rank), torch.manual_seed(rank)
     model = build_model(cfg)
     engine = build_step_engine(cfg, model)
     if broken is not None:

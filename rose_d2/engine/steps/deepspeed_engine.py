@@ -176,6 +176,9 @@ class DeepSpeedStepEngine(StepEngine):
             return
         _join_process_group(self._device)
         os.environ["LOCAL_RANK"] = str(comm.get_local_rank())
+        # DeepSpeed hands out parameters only, but SAM draws its Fourier features at random.
+        for buffer in self.model.buffers():
+            dist.broadcast(buffer, src=0)
         self._engine, *_ = self._deepspeed.initialize(
             model=_LossModel(self.model, self._device.type, self._amp_dtype),
             model_parameters=self._parameter_groups,
