@@ -67,6 +67,21 @@ def objectness_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
 
 
+def object_ranking_loss(asked: Tensor, rivals: Tensor) -> Tensor:
+    """Cross entropy of "the asked object" against "any other", by the patches of both.
+
+    Args:
+        asked: (P,) objectness logits of the asked object's patches.
+        rivals: (R,) objectness logits of the other objects' patches.
+
+    Returns:
+        Scalar, non-negative; 0 where either has no patch.
+    """
+    if not len(asked) or not len(rivals):
+        return asked.float().sum() * 0 + rivals.float().sum() * 0
+    return F.softplus(rivals.float().logsumexp(dim=0) - asked.float().logsumexp(dim=0))
+
+
 def info_nce_loss(
     embeddings: Tensor,
     bank: Tensor,

@@ -9,6 +9,7 @@ import torch
 from rose_d2.layers.losses import (
     dice_loss,
     info_nce_loss,
+    object_ranking_loss,
     objectness_loss,
     sigmoid_bce_mask_loss,
     text_cross_entropy,
@@ -25,6 +26,7 @@ class LossWeights:
     mask_dice: float = 0.5
     objectness: float = 1.0
     siglip: float = 1.0
+    ranking: float = 0.0
 
 
 @dataclass
@@ -99,6 +101,19 @@ class RoseCriterion:
             for logit, target in zip(logits, targets, strict=True)
         ]
         return self.weights.objectness * torch.stack(terms)
+
+    def ranking(self, asked: list[torch.Tensor], rivals: list[torch.Tensor]) -> torch.Tensor:
+        """Whether the asked object stands out among the others; not in the paper.
+
+        Args:
+            asked: B tensors (P_i,), objectness logits of the asked object's patches.
+            rivals: B tensors (R_i,), of the patches of objects not asked for.
+
+        Returns:
+            (B,) losses.
+        """
+        terms = [object_ranking_loss(*image) for image in zip(asked, rivals, strict=True)]
+        return self.weights.ranking * torch.stack(terms)
 
     def pairs(self, images: list[PairSupervision]) -> dict[str, torch.Tensor]:
         """Mask, name and SigLIP losses (B,) of the matched patches of B images."""

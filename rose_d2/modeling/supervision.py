@@ -10,6 +10,7 @@ from detectron2.utils.events import get_event_storage
 from rose_d2.modeling.backbone.lmm import LMMBackbone, LMMOutput
 from rose_d2.modeling.category_decoder import CategoryDecoder
 from rose_d2.modeling.criterion import PairSupervision, RoseCriterion
+from rose_d2.modeling.inference import ONE_MASK_TASKS
 from rose_d2.modeling.mask_head.sam_mask_head import SAMMaskHead
 from rose_d2.modeling.patch_analyzer.assignment import (
     PatchAssigner,
@@ -116,6 +117,8 @@ class Supervisor:
             "loss_objectness": self._objectness(proposals, assignments),
             **self.criterion.pairs(supervisions),
         }
+        if self.criterion.weights.ranking:
+            losses["loss_ranking"] = self._ranking(batched_inputs, proposals, assignments)
         self.image_losses = {name: loss.detach() for name, loss in losses.items()}
         return {name: loss.mean() for name, loss in losses.items()}
 
@@ -203,6 +206,21 @@ class Supervisor:
             is_positive = torch.arange(len(sampled), device=row.device) < len(assignment.patches)
             targets.append(is_positive)
         return self.criterion.objectness(logits, targets)
+
+    def _ranking(
+        self,
+        batched_inputs: list[dict],
+        proposals: QueryProposals,
+        assignments: list[PatchAssignment],
+    ) -> torch.Tensor:
+        """Only where one object is asked for: elsewhere all of a kind are."""
+        rows = zip(batched_inputs, proposals.objectness_logits, assignments, strict=True)
+        asked, rivals = [], []
+        for item, logits, assignment in rows:
+            is_asked = item["task"] in ONE_MASK_TASKS
+            asked.append(logits[assignment.patches if is_asked else []])
+            rivals.append(logits[assignment.rivals if is_asked else []])
+        return self.criterion.ranking(asked, rivals)
 
     def _log_assignment(
         self, assignments: list[PatchAssignment], instances: list[Instances]

@@ -40,6 +40,15 @@ def test_objectness_is_a_mean_over_sampled_patches():
     torch.testing.assert_close(loss, torch.tensor([math.log(2), 0.0, 0.0]))
 
 
+def test_ranking_sets_the_asked_object_against_all_others():
+    criterion = RoseCriterion(LossWeights(ranking=2.0), 1.0)
+    asked = [torch.tensor([1.0, 1.0]), torch.tensor([5.0]), torch.zeros(0)]
+    rivals = [torch.zeros(2), torch.zeros(0), torch.tensor([3.0])]
+    # -log(2e / (2e + 2)); an image without rivals or without an answer has nothing to rank.
+    expected = 2 * math.log(1 + math.exp(-1))
+    torch.testing.assert_close(criterion.ranking(asked, rivals), torch.tensor([expected, 0.0, 0.0]))
+
+
 def test_pairs_of_one_object_share_its_weight():
     # Object A has two pairs of weight 1/2 with name losses 1 and 3, object B one pair with 6.
     image = supervision([0.0, 0.0, 0.0], [1.0, 3.0, 6.0], [0.5, 0.5, 1.0])

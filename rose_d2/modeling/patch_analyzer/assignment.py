@@ -22,12 +22,14 @@ class PatchAssignment:
         objects: (M,) long, the object each of them learns.
         negatives: (Q,) long, sampled patches that learn "nothing asked for is here".
         num_unassigned: objects for which no patch was free.
+        rivals: (R,) long, all patches around objects not asked for that are no positives.
     """
 
     patches: torch.Tensor
     objects: torch.Tensor
     negatives: torch.Tensor
     num_unassigned: int
+    rivals: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class PatchAssigner:
             objects=owner[patches].to(device),
             negatives=negatives.to(device),
             num_unassigned=len(centres) - len(owner[patches].unique()),
+            rivals=((owner < 0) & not_asked).nonzero().flatten().to(device),
         )
 
     def _claim(

@@ -103,6 +103,10 @@ def test_objects_not_asked_for_are_negative_but_never_positives():
     result = build_assigner(counts=counts)(instances_of((11, 11, 31, 31)), points, NOTHING_IGNORED)
     far = [21, 22, 23, 27, 28, 29, 33, 34, 35]
     assert sorted(result.negatives.tolist()) == sorted([1, 6, 7, 8, 13] + far)
+    assert result.rivals.tolist() == sorted(result.negatives.tolist())
+    few = NegativeCounts(wrong_role=0, not_asked=2, random=0)
+    result = build_assigner(counts=few)(instances_of((11, 11, 31, 31)), points, NOTHING_IGNORED)
+    assert (len(result.negatives), len(result.rivals)) == (2, 14)
 
 
 def test_random_negatives_come_from_outside_all_windows_and_are_counted():
