@@ -1,6 +1,34 @@
-"""Lets the tests of this folder import `toy_training`, which also runs as a script."""
+"""Lets the tests of this folder import `toy_training`, and run its scripts."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def run_script():
+    """Run a script of this folder on the CPU, one thread a process, and demand that it succeeds."""
+
+    def run(script: Path, *arguments, timeout: float) -> None:
+        environment = {
+            **os.environ,
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        }
+        result = subprocess.run(
+            [sys.executable, script, *map(str, arguments)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr[-3000:]
+
+    return run

@@ -1,9 +1,6 @@
 """Killed and preempted trainings go on as if nothing had happened; see interrupted_training.py."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,24 +14,10 @@ IMAGES = 8  # per iteration: 4 at once, 2 times
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory):
+def trainings(run_script, tmp_path_factory):
     """The folder the script has worked in, and its report."""
     folder = tmp_path_factory.mktemp("trainings")
-    environment = {
-        **os.environ,
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(SCRIPT.parents[2]),
-    }
-    result = subprocess.run(
-        [sys.executable, SCRIPT, folder, str(KILLS)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_script(SCRIPT, folder, KILLS, timeout=300)
     return folder, json.loads((folder / "report.json").read_text())
 
 

@@ -1,8 +1,5 @@
 """The engines against each other; the runs are those of step_engine_jobs.py."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,24 +14,10 @@ STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(run_script, tmp_path_factory):
     """Name of a run -> its losses by step, weights and state."""
     folder = tmp_path_factory.mktemp("engines")
-    environment = {
-        **os.environ,
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(SCRIPT.parents[2]),
-    }
-    result = subprocess.run(
-        [sys.executable, SCRIPT, folder, str(STEPS)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_script(SCRIPT, folder, STEPS, timeout=900)
     return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
 
 
