@@ -86,6 +86,7 @@ def inference_activations(cfg: CfgNode, model: ROSE, batch_size: int) -> dict[st
         size = tuple(inputs[0]["sam_image"].shape[-2:])
         (masks,) = mask_head.decode(sam_features[:1], [candidates], [size])
         full_size = (inputs[0]["height"], inputs[0]["width"])
+        # Alive until the end, as the masks of the images before are.
         earlier = masks.new_empty(batch_size - 1, len(masks), *full_size, dtype=torch.bool)
         stages["masks"] = live.restart()
         _compare(mask_head.upscale(masks, size, nms_size(full_size, cfg.TEST.NMS.LONGEST_SIDE)))
