@@ -24,8 +24,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from rose_d2.data.archive import Archive
 from rose_d2.data.download import fetch, sole_owner
-from rose_d2.data.download_sources import ARCHIVES, Archive, families, select_archives
+from rose_d2.data.download_sources import ARCHIVES, families, select_archives
 from rose_d2.data.preparation import run_main
 from rose_d2.data.remote_file import format_size
 from rose_d2.data.unpacking import unpack

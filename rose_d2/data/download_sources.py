@@ -9,123 +9,17 @@ when it is unpacked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable
 
+from rose_d2.data.archive import Archive, coco_archive, refer_archive
 from rose_d2.data.remote_file import RemoteFile
 
 ALL_FAMILIES = "all"
 
 
-@dataclass(frozen=True)
-class Archive:
-    """One archive: what it is, where it comes from, and what is there once it is unpacked.
-
-    Args:
-        key: its name on the command line.
-        families: the datasets that need it.
-        file_name: of the archive.
-        remote: its mirrors, official ones first; without any it must be fetched by hand.
-        provides: files and folders under the root that it makes; it is present if all are.
-        licence: one sentence.
-        folder: under the root, where it is unpacked.
-        inner: archives within it, see `rose_d2.data.unpacking.unpack`.
-        substitutes: folders under the root of which one makes this archive unnecessary.
-        about: size in bytes, where only a rounded one is known.
-        by_hand: what to do when no mirror delivers; may name {root} and {downloads}.
-    """
-
-    key: str
-    families: tuple[str, ...]
-    file_name: str
-    remote: RemoteFile
-    provides: tuple[str, ...]
-    licence: str
-    folder: str = "."
-    inner: Mapping[str, str] = field(default_factory=dict)
-    substitutes: tuple[str, ...] = ()
-    about: int | None = None
-    by_hand: str = ""
-
-    @property
-    def size(self) -> int | None:
-        """Bytes to fetch, if known."""
-        return self.remote.size or self.about
-
-    def is_present(self, root: Path) -> bool:
-        """Whether everything it provides is under the root."""
-        return all(_holds_something(root / path) for path in self.provides)
-
-    def is_replaced(self, root: Path, coming: Iterable[str] = ()) -> bool:
-        """Whether other files, there or coming, do its work."""
-        coming = set(coming)
-        return any(path in coming or _holds_something(root / path) for path in self.substitutes)
-
-
-def _holds_something(path: Path) -> bool:
-    return path.is_file() or (path.is_dir() and any(path.iterdir()))
-
-
-_COCO_LICENCE = "Annotations CC BY 4.0; the images belong to their Flickr owners."
 _ADE_LICENCE = (
     "Scene-parsing annotations BSD 3-Clause; images for non-commercial research and teaching only."
 )
-_REFER_LICENCE = "The archive states none (the REFER toolkit is Apache-2.0)."
-
-
-def _coco(
-    key: str,
-    path: str,
-    size: int,
-    sha256: str,
-    provides: tuple[str, ...],
-    *,
-    families: tuple[str, ...] = ("coco",),
-    has_copy: bool = True,
-    inner: Mapping[str, str] | None = None,
-    substitutes: tuple[str, ...] = (),
-) -> Archive:
-    name = path.rpartition("/")[2]
-    urls = [
-        f"http://images.cocodataset.org/{path}",
-        f"https://s3.amazonaws.com/images.cocodataset.org/{path}",  # the same store, over TLS
-    ]
-    if has_copy:
-        urls.append(f"https://s3.amazonaws.com/fast-ai-coco/{name}")
-    return Archive(
-        key=key,
-        families=families,
-        file_name=name,
-        remote=RemoteFile(tuple(urls), size, f"sha256:{sha256}"),
-        provides=tuple(f"coco/{entry}" for entry in provides),
-        licence=_COCO_LICENCE,
-        folder="coco",
-        inner=inner or {},
-        substitutes=substitutes,
-    )
-
-
-def _refer(name: str, split_by: str, capture: str, remote: tuple) -> Archive:
-    """A REFER annotation archive: its own host is gone, the Internet Archive has captures."""
-    host = "https://bvisionweb1.cs.unc.edu/licheng/referit/data"
-    urls = tuple(
-        f"https://web.archive.org/web/{capture}{form}/{host}/{name}.zip" for form in ("id_", "")
-    )
-    return Archive(
-        key=f"{name}_annotations",
-        families=(name,),
-        file_name=f"{name}.zip",
-        remote=RemoteFile(urls, *remote),
-        provides=(f"{name}/instances.json", f"{name}/refs({split_by}).p"),
-        licence=_REFER_LICENCE,
-        by_hand=(
-            f"The original host of {name}.zip is gone and the Internet Archive is slow at times: "
-            "try again later, or ask a colleague for a copy (see "
-            f"github.com/lichengunc/refer/issues/14) and put it at {{downloads}}/{name}.zip."
-        ),
-    )
-
 
 ARCHIVES: tuple[Archive, ...] = (
     Archive(
@@ -163,28 +57,28 @@ ARCHIVES: tuple[Archive, ...] = (
         licence=_ADE_LICENCE,
         folder="ADEChallengeData2016",
     ),
-    _coco(
+    coco_archive(
         "coco_train2017",
         "zips/train2017.zip",
         19_336_861_798,
         "69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929",
         ("train2017",),
     ),
-    _coco(
+    coco_archive(
         "coco_val2017",
         "zips/val2017.zip",
         815_585_330,
         "4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05",
         ("val2017",),
     ),
-    _coco(
+    coco_archive(
         "coco_annotations",
         "annotations/annotations_trainval2017.zip",
         252_907_541,
         "113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268",
         ("annotations/instances_train2017.json", "annotations/instances_val2017.json"),
     ),
-    _coco(
+    coco_archive(
         "coco_panoptic",
         "annotations/panoptic_annotations_trainval2017.zip",
         860_725_834,
@@ -220,7 +114,7 @@ ARCHIVES: tuple[Archive, ...] = (
         folder="coco/stuffthingmaps",
         about=659_000_000,
     ),
-    _coco(
+    coco_archive(
         "coco_train2014",
         "zips/train2014.zip",
         13_510_573_713,
@@ -231,7 +125,7 @@ ARCHIVES: tuple[Archive, ...] = (
         # train2017 holds the same images.
         substitutes=("images/train2014", "images/mscoco/images/train2014", "coco/train2017"),
     ),
-    _refer(
+    refer_archive(
         "refcoco",
         "unc",
         "20220413011718",
@@ -240,7 +134,7 @@ ARCHIVES: tuple[Archive, ...] = (
             "sha256:7f924bb7ed8dc4568058e4ff626281918d56e5206f4c868c5a80f088f38c8bf0",
         ),
     ),
-    _refer(
+    refer_archive(
         "refcoco+",
         "unc",
         "20220413011656",
@@ -249,7 +143,7 @@ ARCHIVES: tuple[Archive, ...] = (
             "sha256:5f1238112d63199e68da54a28f201471909b21ded7ed79a57d51b4c1443c6b45",
         ),
     ),
-    _refer(
+    refer_archive(
         "refcocog",
         "umd",
         "20220413012904",
@@ -259,7 +153,7 @@ ARCHIVES: tuple[Archive, ...] = (
         ),
     ),
     # Size and checksum of the two RefCLEF archives: not found.
-    _refer("refclef", "unc", "20220413011817", ()),
+    refer_archive("refclef", "unc", "20220413011817", ()),
     Archive(
         key="refclef_images",
         families=("refclef",),

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rose_d2.data import download_sources
+from rose_d2.data.archive import Archive
 from rose_d2.data.download import sole_owner
-from rose_d2.data.download_sources import Archive
 from rose_d2.data.preparation import run_main
 from rose_d2.data.remote_file import RemoteFile
 
