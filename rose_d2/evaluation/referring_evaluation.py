@@ -16,8 +16,8 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
+from rose_d2.data.expression_kinds import expression_kind
 from rose_d2.data.referring_samples import referring_samples, sample_key
-from rose_d2.evaluation.expression_kinds import expression_kind
 from rose_d2.evaluation.referring_metrics import (
     SentenceScore,
     mask_overlap,

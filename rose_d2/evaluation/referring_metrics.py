@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rose_d2.evaluation.expression_kinds import EXPRESSION_KINDS
+from rose_d2.data.expression_kinds import EXPRESSION_KINDS
 
 _PRECISION_TENTHS = (5, 6, 7, 8, 9)
 _KIND_METRICS = ("cIoU", "P@0.5", "P@answer_patch")

@@ -3,7 +3,7 @@ import pytest
 
 from rose_d2.data.clipart.expressions import list_expressions
 from rose_d2.data.clipart.scene import compose_scene
-from rose_d2.evaluation.expression_kinds import EXPRESSION_KINDS, expression_kind
+from rose_d2.data.expression_kinds import EXPRESSION_KINDS, expression_kind
 
 
 @pytest.mark.parametrize(
