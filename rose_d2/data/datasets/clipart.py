@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rose_d2.data.datasets.colors import distinct_colors
 from rose_d2.data.datasets.panoptic import load_coco_panoptic
 from rose_d2.data.datasets.refcoco import load_refer
 from rose_d2.data.datasets.registration import DatasetEntry, register
+from rose_d2.data.expression_kinds import expression_kind
 
 SPLITS = ("train", "val", "val_unseen")
 # What prepare_clipart.py draws unless told otherwise.
@@ -34,6 +36,9 @@ NAME_PARTS = {
     "panoptic": "panoptic",
     "referring": "refer",
 }
+# Expressions that no patch can answer without a look at the other objects of its kind.
+COMPARISON_KINDS = ("position", "size")
+COMPARISON_NAME = "clipart_refer_comparison_train"
 THING_IDS = {CATEGORY_IDS[name]: index for index, name in enumerate(THING_NAMES)}
 ALL_IDS = {CATEGORY_IDS[name]: index for index, name in enumerate(ALL_NAMES)}
 STUFF_IDS = {CATEGORY_IDS[name]: ALL_IDS[CATEGORY_IDS[name]] for name in STUFF_NAMES}
@@ -182,6 +187,21 @@ def clipart_entry(root: str | Path, task: str, split: str) -> DatasetEntry:
     )
 
 
+def comparison_entry(root: str | Path) -> DatasetEntry:
+    """The training expressions by position or size alone, so that a mix can take more of them.
+
+    Args:
+        root: the datasets folder, the parent of `clipart`.
+    """
+    whole = clipart_entry(root, "referring", "train")
+
+    def load() -> list[dict[str, Any]]:
+        records = whole.load()
+        return [r for r in records if expression_kind(r["sentence"]) in COMPARISON_KINDS]
+
+    return replace(whole, name=COMPARISON_NAME, load=load, num_images=None)
+
+
 def load_clipart(root: str | Path, task: str, split: str) -> list[dict[str, Any]]:
     """Loads one split of the benchmark for one task, see `clipart_entry`; no image is opened.
 
@@ -193,7 +213,7 @@ def load_clipart(root: str | Path, task: str, split: str) -> list[dict[str, Any]
 
 
 def register_clipart(root: str | Path) -> None:
-    """Registers the twelve clip-art datasets; a name that is there already is replaced.
+    """Registers the thirteen clip-art datasets; a name that is there already is replaced.
 
     Nothing is read: files are opened when a dataset is first asked for.
 
@@ -204,3 +224,4 @@ def register_clipart(root: str | Path) -> None:
     for task in NAME_PARTS:
         for split in SPLITS:
             register(clipart_entry(root, task, split))
+    register(comparison_entry(root))

@@ -13,7 +13,14 @@ from rose_d2.data.clipart.categories import ALL_NAMES, HELD_OUT_NAMES, THING_NAM
 from rose_d2.data.clipart.splits import BenchmarkSettings
 from rose_d2.data.clipart.writer import write_benchmark
 from rose_d2.data.datasets.builtin import DEFAULT_ROOT
-from rose_d2.data.datasets.clipart import SPLITS, dataset_name, load_clipart, register_clipart
+from rose_d2.data.datasets.clipart import (
+    COMPARISON_NAME,
+    SPLITS,
+    dataset_name,
+    load_clipart,
+    register_clipart,
+)
+from rose_d2.data.expression_kinds import expression_kind
 
 TASKS = ("instance", "semantic", "panoptic", "referring")
 NUM_THINGS = len(THING_NAMES)
@@ -31,7 +38,7 @@ def root(tmp_path_factory):
     register_clipart(DEFAULT_ROOT)
 
 
-def test_twelve_names_are_registered_on_import():
+def test_names_are_registered_on_import():
     assert {dataset_name(task, split) for task in TASKS for split in SPLITS} <= set(
         DatasetCatalog.list()
     )
@@ -85,6 +92,20 @@ def test_a_name_alone_refers_to_the_object_of_that_name(root):
             assert record["sentence"] == f"the {name}"
     assert checked
     assert len({(record["ref_id"], record["sent_id"]) for record in records}) == len(records)
+
+
+def test_the_comparisons_are_the_training_expressions_by_position_or_size(root):
+    everything = {
+        (r["ref_id"], r["sent_id"]): r["sentence"] for r in load_clipart(root, "referring", "train")
+    }
+    comparisons = {
+        (r["ref_id"], r["sent_id"]): r["sentence"] for r in DatasetCatalog.get(COMPARISON_NAME)
+    }
+    assert 0 < len(comparisons) < len(everything)
+    for key, sentence in everything.items():
+        is_comparison = expression_kind(sentence) in ("position", "size")
+        assert (comparisons.get(key) == sentence) == is_comparison
+    assert MetadataCatalog.get(COMPARISON_NAME).task == "referring"
 
 
 def test_unseen_classes_are_told_and_kept_out_of_training(root):
