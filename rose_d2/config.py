@@ -170,7 +170,7 @@ def _add_loss(cfg: CN) -> None:
     # Equation 6 again.
     cfg.MODEL.ROSE.LOSS_WEIGHT.OBJECTNESS = 1.0
     cfg.MODEL.ROSE.LOSS_WEIGHT.SIGLIP = 1.0
-    # Not in the paper: where one object is asked for, its patches against those of the others.
+    # Not in the paper: where one object is asked for, its patches against all outside its window.
     cfg.MODEL.ROSE.LOSS_WEIGHT.RANKING = 0.0
 
 

@@ -67,12 +67,12 @@ def objectness_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
 
 
-def object_ranking_loss(asked: Tensor, rivals: Tensor) -> Tensor:
-    """Cross entropy of "the asked object" against "any other", by the patches of both.
+def patch_ranking_loss(asked: Tensor, rivals: Tensor) -> Tensor:
+    """Cross entropy of "an asked patch" against "any rival", by a softmax over both.
 
     Args:
         asked: (P,) objectness logits of the asked object's patches.
-        rivals: (R,) objectness logits of the other objects' patches.
+        rivals: (R,) objectness logits of the patches that must stay below.
 
     Returns:
         Scalar, non-negative; 0 where either has no patch.

@@ -9,8 +9,8 @@ import torch
 from rose_d2.layers.losses import (
     dice_loss,
     info_nce_loss,
-    object_ranking_loss,
     objectness_loss,
+    patch_ranking_loss,
     sigmoid_bce_mask_loss,
     text_cross_entropy,
 )
@@ -103,16 +103,16 @@ class RoseCriterion:
         return self.weights.objectness * torch.stack(terms)
 
     def ranking(self, asked: list[torch.Tensor], rivals: list[torch.Tensor]) -> torch.Tensor:
-        """Whether the asked object stands out among the others; not in the paper.
+        """Whether the best patch is one of the asked object's; not in the paper.
 
         Args:
             asked: B tensors (P_i,), objectness logits of the asked object's patches.
-            rivals: B tensors (R_i,), of the patches of objects not asked for.
+            rivals: B tensors (R_i,), of the patches outside its window.
 
         Returns:
             (B,) losses.
         """
-        terms = [object_ranking_loss(*image) for image in zip(asked, rivals, strict=True)]
+        terms = [patch_ranking_loss(*image) for image in zip(asked, rivals, strict=True)]
         return self.weights.ranking * torch.stack(terms)
 
     def pairs(self, images: list[PairSupervision]) -> dict[str, torch.Tensor]:

@@ -40,7 +40,7 @@ def test_objectness_is_a_mean_over_sampled_patches():
     torch.testing.assert_close(loss, torch.tensor([math.log(2), 0.0, 0.0]))
 
 
-def test_ranking_sets_the_asked_object_against_all_others():
+def test_ranking_sets_the_asked_patches_against_their_rivals():
     criterion = RoseCriterion(LossWeights(ranking=2.0), 1.0)
     asked = [torch.tensor([1.0, 1.0]), torch.tensor([5.0]), torch.zeros(0)]
     rivals = [torch.zeros(2), torch.zeros(0), torch.tensor([3.0])]

@@ -22,7 +22,7 @@ class PatchAssignment:
         objects: (M,) long, the object each of them learns.
         negatives: (Q,) long, sampled patches that learn "nothing asked for is here".
         num_unassigned: objects for which no patch was free.
-        rivals: (R,) long, all patches around objects not asked for that are no positives.
+        rivals: (R,) long, all patches outside the objects' windows where nothing is ignored.
     """
 
     patches: torch.Tensor
@@ -91,14 +91,15 @@ class PatchAssigner:
         patches = (owner >= 0).nonzero().flatten()
         windows = self._windows(centres)
         not_asked = self._windows([tuple(point) for point in negative_points.tolist()])
-        negatives = self._sample_negatives(owner < 0, windows, not_asked, ignore_mask.cpu())
+        free = (owner < 0) & ~self._ignored(ignore_mask.cpu())
+        negatives = self._sample_negatives(free, windows, not_asked)
         device = masks.device
         return PatchAssignment(
             patches=patches.to(device),
             objects=owner[patches].to(device),
             negatives=negatives.to(device),
             num_unassigned=len(centres) - len(owner[patches].unique()),
-            rivals=((owner < 0) & not_asked).nonzero().flatten().to(device),
+            rivals=(free & ~windows).nonzero().flatten().to(device),
         )
 
     def _claim(
@@ -141,20 +142,19 @@ class PatchAssigner:
             covered[self.grid.window((x, y), self.window)] = True
         return covered
 
+    def _ignored(self, ignore_mask: torch.Tensor) -> torch.Tensor:
+        """Whether at least half of each patch is ignored, (P,) bool."""
+        share = F.avg_pool2d(ignore_mask[None, None].float(), self.grid.patch_size).flatten()
+        return share >= 0.5
+
     def _sample_negatives(
-        self,
-        free: torch.Tensor,
-        windows: torch.Tensor,
-        not_asked: torch.Tensor,
-        ignore_mask: torch.Tensor,
+        self, free: torch.Tensor, windows: torch.Tensor, not_asked: torch.Tensor
     ) -> torch.Tensor:
-        ignored = F.avg_pool2d(ignore_mask[None, None].float(), self.grid.patch_size).flatten()
-        candidates = free & (ignored < 0.5)
         counts = self.negative_counts
         kinds = (
-            (candidates & windows & ~not_asked, counts.wrong_role),
-            (candidates & not_asked, counts.not_asked),
-            (candidates & ~windows & ~not_asked, counts.random),
+            (free & windows & ~not_asked, counts.wrong_role),
+            (free & not_asked, counts.not_asked),
+            (free & ~windows & ~not_asked, counts.random),
         )
         return torch.cat([_sample(kind.nonzero().flatten(), count) for kind, count in kinds])
 
