@@ -46,7 +46,7 @@ def test_what_is_there_is_counted_against_what_is_published(check_data, root, ca
 
 def test_without_names_what_is_missing_altogether_does_not_count(check_data, root, capsys):
     assert check_data.main(["--root", str(root), "--samples", "1"]) == 0
-    assert "\n12 present, 0 partial" in capsys.readouterr().out
+    assert "\n13 present, 0 partial" in capsys.readouterr().out
 
 
 def test_a_named_dataset_that_is_incomplete_fails(check_data, root, tmp_path, capsys):
