@@ -17,6 +17,7 @@ from pathlib import Path
 from rose_d2.data.miniature.ade20k import write_ade20k
 from rose_d2.data.miniature.coco import write_coco
 from rose_d2.data.miniature.mapillary_vistas import write_mapillary_vistas
+from rose_d2.data.miniature.reasonseg import write_reasonseg
 from rose_d2.data.miniature.refer import write_refer
 
 WRITERS = {
@@ -24,6 +25,7 @@ WRITERS = {
     "COCO and COCO-Stuff": write_coco,
     "Mapillary Vistas": write_mapillary_vistas,
     "RefCOCO, RefCOCO+, RefCOCOg, RefCLEF and gRefCOCO": write_refer,
+    "ReasonSeg": write_reasonseg,
 }
 
 

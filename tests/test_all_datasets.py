@@ -57,6 +57,7 @@ def test_the_checker_finds_every_prepared_dataset_sound(run):
         "refcocog_umd_test",
         "refclef_berkeley_train",
         "grefcoco_unc_testA",
+        "reasonseg_val",
     ):
         assert states[name] == "present", f"{name} is {states[name]}"
     assert ", 0 damaged" in checked.stdout

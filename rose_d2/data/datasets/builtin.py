@@ -11,6 +11,7 @@ from rose_d2.data.datasets.clipart import register_clipart
 from rose_d2.data.datasets.coco import register_coco
 from rose_d2.data.datasets.coco_stuff import register_coco_stuff
 from rose_d2.data.datasets.mapillary_vistas import register_mapillary_vistas
+from rose_d2.data.datasets.reasonseg import register_reasonseg
 from rose_d2.data.datasets.refer_registry import register_refer
 
 DEFAULT_ROOT = "datasets"
@@ -29,6 +30,7 @@ def register_all(root: str) -> None:
     register_coco_stuff(root)
     register_mapillary_vistas(root)
     register_refer(root)
+    register_reasonseg(root)
 
 
 register_all(os.environ.get("DETECTRON2_DATASETS", DEFAULT_ROOT))
