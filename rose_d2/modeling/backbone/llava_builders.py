@@ -61,6 +61,22 @@ def build_llava(
     return model
 
 
+def check_vocabulary(
+    model: LlavaOnevisionForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Refuse a tokenizer whose tokens the model does not embed.
+
+    Raises:
+        ValueError: the tokenizer knows more tokens.
+    """
+    rows = model.config.text_config.vocab_size
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"The tokenizer knows {len(tokenizer)} tokens but the LMM embeds {rows}; take the "
+            "tokenizer that belongs to the LMM."
+        )
+
+
 def vision_tower(model: LlavaOnevisionForConditionalGeneration) -> nn.Module:
     """SigLIP; its parts sit one level deeper in transformers before 5.6."""
     tower = model.model.vision_tower

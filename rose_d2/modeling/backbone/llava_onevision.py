@@ -13,12 +13,14 @@ from rose_d2.layers.prefix_attention import prefix_attention_mask
 from rose_d2.modeling.backbone.llava_builders import (
     build_llava,
     check_source,
+    check_vocabulary,
     load_llava,
     vision_tower,
 )
 from rose_d2.modeling.backbone.lmm import LMMBackbone, LMMOutput
 from rose_d2.modeling.backbone.lora import add_lora
 from rose_d2.modeling.backbone.patch_embed import widen_patch_embedding
+from rose_d2.modeling.backbone.positions import PatchPositions
 from rose_d2.prompts.conversation import EncodedPrompt
 from rose_d2.prompts.tokenizer import build_tokenizer
 from rose_d2.structures.patch_grid import PatchGrid
@@ -44,6 +46,7 @@ class LlavaOneVisionBackbone(LMMBackbone):
         pixel_mean: list[float],
         pixel_std: list[float],
         prompt_attention: str = "bidirectional",
+        patch_positions: bool = False,
         gradient_checkpointing: bool = False,
         lora: CfgNode | None = None,
     ) -> None:
@@ -55,6 +58,7 @@ class LlavaOneVisionBackbone(LMMBackbone):
             pixel_mean: SigLIP's mean per channel, RGB in 0..255.
             pixel_std: SigLIP's standard deviation per channel.
             prompt_attention: "bidirectional" (prefix-LM) or "causal".
+            patch_positions: add `PatchPositions`, which train with the projector.
             gradient_checkpointing: recompute activations in the backward pass.
             lora: MODEL.LORA, or None for no adapters.
 
@@ -74,7 +78,10 @@ class LlavaOneVisionBackbone(LMMBackbone):
         self.prompt_attention = prompt_attention
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), False)
-        self._check_vocabulary()
+        check_vocabulary(model, tokenizer)
+        self.patch_positions: nn.Module = nn.Identity()
+        if patch_positions:
+            self.patch_positions = PatchPositions(grid.side, self.hidden_size).to(model.dtype)
         embeddings = self.vision_tower.embeddings
         embeddings.patch_embedding = widen_patch_embedding(embeddings.patch_embedding)
         if lora is not None:
@@ -94,6 +101,7 @@ class LlavaOneVisionBackbone(LMMBackbone):
             "pixel_mean": lmm.PIXEL_MEAN,
             "pixel_std": lmm.PIXEL_STD,
             "prompt_attention": lmm.PROMPT_ATTENTION,
+            "patch_positions": lmm.PATCH_POSITIONS,
             "gradient_checkpointing": lmm.GRADIENT_CHECKPOINTING,
             "lora": cfg.MODEL.LORA if cfg.MODEL.LORA.ENABLED else None,
         }
@@ -129,7 +137,7 @@ class LlavaOneVisionBackbone(LMMBackbone):
         hidden = self.model.model.vision_tower(
             pixels.to(dtype), interpolate_pos_encoding=True, output_hidden_states=True
         ).hidden_states[-1]
-        return self.model.model.multi_modal_projector(hidden)
+        return self.patch_positions(self.model.model.multi_modal_projector(hidden))
 
     def read_prompt(
         self, image: torch.Tensor, prior_mask: torch.Tensor, prompt: EncodedPrompt, cache: Cache
@@ -161,12 +169,13 @@ class LlavaOneVisionBackbone(LMMBackbone):
         # The states are taken before the last layer norm, and the pooling head is not run.
         unused = ("post_layernorm.", "head.")
         language = dict(core.language_model.named_parameters())
+        positions = self.patch_positions.named_parameters()
         return {
             "patch_embed": [(n, p) for n, p in tower.items() if n.startswith(is_patch)],
             "vision_tower": [
                 (n, p) for n, p in tower.items() if not n.startswith((is_patch, *unused))
             ],
-            "projector": list(core.multi_modal_projector.named_parameters()),
+            "projector": [*core.multi_modal_projector.named_parameters(), *positions],
             "embed_tokens": [(n, p) for n, p in language.items() if n.startswith("embed_tokens.")],
             "lora": [(n, p) for n, p in language.items() if "lora_" in n],
             "language_model": [
@@ -181,14 +190,6 @@ class LlavaOneVisionBackbone(LMMBackbone):
     def is_tied(self) -> bool:
         """Whether the output layer is the embedding itself (0.5B)."""
         return self.model.lm_head.weight is self.model.model.language_model.embed_tokens.weight
-
-    def _check_vocabulary(self) -> None:
-        rows = self.model.config.text_config.vocab_size
-        if len(self.tokenizer) > rows:
-            raise ValueError(
-                f"The tokenizer knows {len(self.tokenizer)} tokens but the LMM embeds {rows}; "
-                "take the tokenizer that belongs to the LMM."
-            )
 
     def _join(
         self, patches: torch.Tensor, prompts: list[EncodedPrompt]

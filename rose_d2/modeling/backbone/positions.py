@@ -24,6 +24,33 @@ def start_from_sine_cosine(vision_tower: nn.Module) -> None:
         positions.copy_(sine_cosine_positions(side, positions.shape[1]))
 
 
+class PatchPositions(nn.Module):
+    """Learned position embeddings of projected patches, started from sines and cosines; ours.
+
+    A language model's rotary positions count the patches row by row, so they tell a row better
+    than a column, and a projector trained from scratch may not pass on where SigLIP's patches
+    lie: of the tiny model's features SigLIP's explained 98 % of the variance of the coordinates,
+    the projected ones 44 %, and expressions by the row were answered twice as well as by the
+    column.
+    """
+
+    def __init__(self, side: int, dim: int) -> None:
+        """
+        Args:
+            side: S, patches along one side.
+            dim: width D of the projected patches, a multiple of 4.
+
+        Raises:
+            ValueError: the width is no multiple of 4.
+        """
+        super().__init__()
+        self.weight = nn.Parameter(sine_cosine_positions(side, dim))
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Add them to (B, S * S, D) patches."""
+        return patches + self.weight
+
+
 def sine_cosine_positions(side: int, dim: int) -> Tensor:
     """Two-dimensional sine-cosine position embeddings.
 
@@ -42,8 +69,8 @@ def sine_cosine_positions(side: int, dim: int) -> Tensor:
     """
     if dim % 4:
         raise ValueError(
-            f"MODEL.LMM.VISION_CONFIG.hidden_size is {dim}: take a multiple of 4, two waves for "
-            "each of two axes."
+            f"A hidden_size (of MODEL.LMM.VISION_CONFIG, or of TEXT_CONFIG with PATCH_POSITIONS) "
+            f"is {dim}: take a multiple of 4, two waves for each of two axes."
         )
     # From a quarter turn per patch down to a quarter turn per image.
     rates = torch.logspace(0, -math.log10(side), dim // 4) * math.pi / 2

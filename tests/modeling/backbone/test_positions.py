@@ -2,7 +2,7 @@ import pytest
 import torch
 from detectron2.modeling import build_backbone
 
-from rose_d2.modeling.backbone.positions import sine_cosine_positions
+from rose_d2.modeling.backbone.positions import PatchPositions, sine_cosine_positions
 
 
 def test_inner_products_depend_on_the_offset_only():
@@ -23,7 +23,7 @@ def test_every_patch_has_a_place_of_its_own():
 
 
 def test_a_width_without_room_for_the_waves_is_refused():
-    with pytest.raises(ValueError, match="hidden_size is 18"):
+    with pytest.raises(ValueError, match=r"hidden_size .* is 18"):
         sine_cosine_positions(4, 18)
 
 
@@ -31,3 +31,21 @@ def test_an_unpretrained_model_starts_from_them(tiny_cfg):
     positions = build_backbone(tiny_cfg).vision_tower.embeddings.position_embedding.weight
     expected = sine_cosine_positions(tiny_cfg.MODEL.LMM.IMAGE_SIZE // 14, positions.shape[1])
     assert torch.equal(positions, expected)
+
+
+def test_patch_positions_are_added_to_the_projected_patches(tiny_cfg):
+    plain = build_backbone(tiny_cfg).eval()
+    assert not list(plain.patch_positions.parameters())
+    tiny_cfg.MODEL.LMM.PATCH_POSITIONS = True
+    backbone = build_backbone(tiny_cfg).eval()
+    assert isinstance(backbone.patch_positions, PatchPositions)
+    weight = backbone.patch_positions.weight
+    side = tiny_cfg.MODEL.LMM.IMAGE_SIZE // 14
+    assert torch.equal(weight, sine_cosine_positions(side, backbone.hidden_size))
+    assert any(parameter is weight for _, parameter in backbone.parts()["projector"])
+    backbone.load_state_dict(plain.state_dict(), strict=False)
+    size = tiny_cfg.MODEL.LMM.IMAGE_SIZE
+    images, masks = torch.rand(2, 3, size, size) * 255, torch.zeros(2, 1, size, size)
+    with torch.no_grad():
+        difference = backbone.encode_image(images, masks) - plain.encode_image(images, masks)
+    torch.testing.assert_close(difference, weight.detach().expand(2, -1, -1), atol=1e-5, rtol=0)
