@@ -36,7 +36,7 @@ NAME_PARTS = {
     "panoptic": "panoptic",
     "referring": "refer",
 }
-# Expressions that no patch can answer without a look at the other objects of its kind.
+# Expressions that no patch can answer without a look at the other objects.
 COMPARISON_KINDS = ("position", "size")
 COMPARISON_NAME = "clipart_refer_comparison_train"
 THING_IDS = {CATEGORY_IDS[name]: index for index, name in enumerate(THING_NAMES)}

@@ -134,7 +134,9 @@ def _read_annotation(path: Path) -> dict[str, Any]:
             annotation = json.loads(content.decode("utf-8"))
         except UnicodeDecodeError:
             annotation = json.loads(content.decode("cp1252"))
-        _ = annotation["text"], [(s["label"], s["points"]) for s in annotation["shapes"]]
+        if not isinstance(annotation["text"], list):
+            raise TypeError("text is no list")
+        _ = [(shape["label"], shape["points"]) for shape in annotation["shapes"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not an annotation of ReasonSeg with text and shapes ({error!r}); get the "

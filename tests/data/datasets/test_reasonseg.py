@@ -115,7 +115,16 @@ def test_an_annotation_without_its_image_is_left_out(folder, caplog):
     assert "annotations without their image" in caplog.text
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"text": ["a"]}', '{"text": [], "shapes": [1]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"text": ["a"]}',
+        '{"text": [], "shapes": [1]}',
+        '{"text": "a", "shapes": []}',
+    ],
+)
 def test_a_damaged_file_is_named(folder, content):
     (folder / "a.json").write_text(content)
     with pytest.raises(ValueError, match=r"a\.json is not an annotation of ReasonSeg"):
