@@ -55,6 +55,7 @@ def _add_lmm(cfg: CN) -> None:
     cfg.MODEL.LMM.GRADIENT_CHECKPOINTING = False
     # Add learned two-dimensional position embeddings to the projected patches (ours). For small
     # models trained from scratch: rotary positions tell a patch's row better than its column.
+    # They train where the patch embedding does.
     cfg.MODEL.LMM.PATCH_POSITIONS = False
     # sdpa | eager | flash_attention_2 (package flash-attn, GPU; SigLIP only, since the language
     # model's prefix mask is dense). sdpa picks among PyTorch's own kernels, flash ones included.

@@ -58,7 +58,7 @@ class LlavaOneVisionBackbone(LMMBackbone):
             pixel_mean: SigLIP's mean per channel, RGB in 0..255.
             pixel_std: SigLIP's standard deviation per channel.
             prompt_attention: "bidirectional" (prefix-LM) or "causal".
-            patch_positions: add `PatchPositions`, which train with the projector.
+            patch_positions: add `PatchPositions`, which train with the patch embedding.
             gradient_checkpointing: recompute activations in the backward pass.
             lora: MODEL.LORA, or None for no adapters.
 
@@ -169,13 +169,13 @@ class LlavaOneVisionBackbone(LMMBackbone):
         # The states are taken before the last layer norm, and the pooling head is not run.
         unused = ("post_layernorm.", "head.")
         language = dict(core.language_model.named_parameters())
-        positions = self.patch_positions.named_parameters()
+        positions = list(self.patch_positions.named_parameters())
         return {
-            "patch_embed": [(n, p) for n, p in tower.items() if n.startswith(is_patch)],
+            "patch_embed": [(n, p) for n, p in tower.items() if n.startswith(is_patch)] + positions,
             "vision_tower": [
                 (n, p) for n, p in tower.items() if not n.startswith((is_patch, *unused))
             ],
-            "projector": [*core.multi_modal_projector.named_parameters(), *positions],
+            "projector": list(core.multi_modal_projector.named_parameters()),
             "embed_tokens": [(n, p) for n, p in language.items() if n.startswith("embed_tokens.")],
             "lora": [(n, p) for n, p in language.items() if "lora_" in n],
             "language_model": [

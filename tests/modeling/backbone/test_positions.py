@@ -34,6 +34,7 @@ def test_an_unpretrained_model_starts_from_them(tiny_cfg):
 
 
 def test_patch_positions_are_added_to_the_projected_patches(tiny_cfg):
+    tiny_cfg.MODEL.LMM.PATCH_POSITIONS = False
     plain = build_backbone(tiny_cfg).eval()
     assert not list(plain.patch_positions.parameters())
     tiny_cfg.MODEL.LMM.PATCH_POSITIONS = True
@@ -42,7 +43,7 @@ def test_patch_positions_are_added_to_the_projected_patches(tiny_cfg):
     weight = backbone.patch_positions.weight
     side = tiny_cfg.MODEL.LMM.IMAGE_SIZE // 14
     assert torch.equal(weight, sine_cosine_positions(side, backbone.hidden_size))
-    assert any(parameter is weight for _, parameter in backbone.parts()["projector"])
+    assert any(parameter is weight for _, parameter in backbone.parts()["patch_embed"])
     backbone.load_state_dict(plain.state_dict(), strict=False)
     size = tiny_cfg.MODEL.LMM.IMAGE_SIZE
     images, masks = torch.rand(2, 3, size, size) * 255, torch.zeros(2, 1, size, size)
