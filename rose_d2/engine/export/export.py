@@ -107,6 +107,9 @@ def export_trainable(
 def export_bases(model: nn.Module, folder: Path, dtype: str | None = None) -> None:
     """Write LMM and SAM alone, as MODEL.LMM.PRETRAINED and MODEL.MASK_HEAD.SAM_CHECKPOINT.
 
+    Hugging Face's format has no place for patch positions: a training on the bases starts with
+    fresh ones, and a warning says so.
+
     Args:
         model: see `export_merged`.
         folder: to write; must not exist or be empty.
@@ -117,6 +120,11 @@ def export_bases(model: nn.Module, folder: Path, dtype: str | None = None) -> No
     """
     hidden = _begin(folder, dtype)
     _write_bases(model, hidden, dtype)
+    if list(model.backbone.patch_positions.parameters()):
+        logger.warning(
+            "The learned patch positions (MODEL.LMM.PATCH_POSITIONS) are not among the bases: "
+            "a training on them starts with fresh ones."
+        )
     publish_folder(str(hidden), str(folder))
 
 

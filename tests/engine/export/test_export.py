@@ -77,7 +77,8 @@ def test_merged_folder_computes_the_same(tiny_cfg, tmp_path, tied):
     own = names_in(folder / "model.safetensors")
     kinds = {name.split(".")[0] for name in own}
     assert kinds == {"backbone", "patch_analyzer", "mask_head"}
-    assert sum(name.startswith("backbone.") for name in own) == 2  # patch embedding: weight, bias
+    # Of the patch embedding weight and bias, and the patch positions.
+    assert sum(name.startswith("backbone.") for name in own) == 3
     assert not any("image_encoder" in name for name in own)
 
 
@@ -97,11 +98,12 @@ def test_the_comparison_sees_a_forgotten_adapter_and_a_forgotten_mask_channel(ti
     assert deviations(before, model_outputs(cfg, model))["patch_features"] > 1e-3
 
 
-def test_bases_are_what_a_pretrained_model_brings(tiny_cfg, tmp_path):
+def test_bases_are_what_a_pretrained_model_brings(tiny_cfg, tmp_path, caplog):
     torch.manual_seed(0)
     original = build_model(tiny_cfg).eval()
     before = model_outputs(tiny_cfg, original)
     cfg = make_bases(tiny_cfg, tmp_path / "bases")
+    assert "patch positions (MODEL.LMM.PATCH_POSITIONS) are not among the bases" in caplog.text
     model = build_model(cfg).eval()
     assert model.base_revisions() == {
         "backbone.model": f"{tmp_path / 'bases' / 'lmm'}@local",

@@ -23,8 +23,8 @@ def test_rows_add_up_and_follow_the_recipe(tiny_cfg):
     assert sum(s.total for s in sizes.values()) == sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert sum(s.trainable for s in sizes.values()) == trained
-    # 785 weights (4 x 14 x 14 and a bias) for each of 32 channels, all of them training.
-    assert (sizes["patch_embed"].total, sizes["patch_embed"].trainable) == (785 * 32, 785 * 32)
+    # For each of 32 channels 785 weights (4 x 14 x 14 and a bias) and 36 patch positions.
+    assert sizes["patch_embed"].total == sizes["patch_embed"].trainable == (785 + 36) * 32
     assert sizes["vision_tower"].trainable == 0 and sizes["vision_tower"].total > 0
     # Two layers; q, k, v, o are 32 x 32, gate, up, down join 32 and 64: rank 8 on both sides.
     assert sizes["lora"].total == sizes["lora"].trainable == 2 * 8 * (4 * 64 + 3 * 96)

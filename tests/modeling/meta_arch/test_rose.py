@@ -20,6 +20,7 @@ LOSSES = {
     "loss_mask_dice",
     "loss_category",
     "loss_siglip",
+    "loss_ranking",
 }
 
 
@@ -39,7 +40,8 @@ def losses_of(model, inputs, seed=0):
 
 
 def test_training_returns_every_loss_and_gradient(tiny_model, make_input):
-    losses = losses_of(tiny_model, [make_input(), make_input("panoptic")])
+    inputs = [make_input(), make_input("panoptic"), make_input("referring")]
+    losses = losses_of(tiny_model, inputs)
     assert set(losses) == LOSSES
     assert all(loss.ndim == 0 and loss.isfinite() and loss > 0 for loss in losses.values())
     sum(losses.values()).backward()
