@@ -19,20 +19,10 @@ TOY_THINGS = ["dog", "red car", "tree"]
 
 @pytest.fixture
 def tiny_cfg():
-    """configs/rose_tiny.yaml with still smaller numbers, on the CPU."""
+    """The tiny config with still smaller numbers, on the CPU."""
     cfg = get_cfg()
     add_rose_config(cfg)
-    cfg.merge_from_file("configs/rose_tiny.yaml")
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.LMM.IMAGE_SIZE = IMAGE_SIZE
-    for sizes in (cfg.MODEL.LMM.VISION_CONFIG, cfg.MODEL.LMM.TEXT_CONFIG):
-        sizes.hidden_size, sizes.intermediate_size = 32, 64
-        sizes.num_hidden_layers, sizes.num_attention_heads = 2, 2
-    cfg.MODEL.LMM.TEXT_CONFIG.num_key_value_heads = 2
-    cfg.MODEL.PATCH_ANALYZER.HIDDEN_DIM = 32
-    cfg.MODEL.PATCH_ANALYZER.SIGLIP_DIM = 16
-    cfg.MODEL.MASK_HEAD.IMAGE_SIZE = 64
-    cfg.SOLVER.AMP.ENABLED = False
+    cfg.merge_from_file("tests/shrunken.yaml")
     return cfg
 
 

@@ -43,24 +43,14 @@ def small_config(folder: Path, *opts):
     """The 7B recipe (frozen bases, LoRA, gradient checkpointing) without anything random."""
     cfg = get_cfg()
     add_rose_config(cfg)
-    cfg.merge_from_file(str(Path(__file__).parents[2] / "configs" / "rose_tiny.yaml"))
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.LMM.IMAGE_SIZE = SIDE
+    cfg.merge_from_file(str(Path(__file__).parents[1] / "shrunken.yaml"))
     cfg.MODEL.LMM.GRADIENT_CHECKPOINTING = True
-    for sizes in (cfg.MODEL.LMM.VISION_CONFIG, cfg.MODEL.LMM.TEXT_CONFIG):
-        sizes.hidden_size, sizes.intermediate_size = 32, 64
-        sizes.num_hidden_layers, sizes.num_attention_heads = 2, 2
-    cfg.MODEL.LMM.TEXT_CONFIG.num_key_value_heads = 2
-    cfg.MODEL.PATCH_ANALYZER.HIDDEN_DIM = 32
-    cfg.MODEL.PATCH_ANALYZER.SIGLIP_DIM = 16
-    cfg.MODEL.MASK_HEAD.IMAGE_SIZE = 64
     for part in ("VISION_TOWER", "PROJECTOR", "LANGUAGE_MODEL", "SAM_IMAGE_ENCODER"):
         cfg.MODEL.TRAINABLE[part] = False
     cfg.MODEL.LORA.ENABLED, cfg.MODEL.LORA.DROPOUT = True, 0.0
     cfg.MODEL.ROSE.MAX_PAIRS = 1000  # all of them, so that none is drawn
     for kind in ("WRONG_ROLE", "NOT_ASKED", "RANDOM"):
         cfg.MODEL.ROSE[f"NEGATIVES_{kind}"] = 1000
-    cfg.SOLVER.AMP.ENABLED = False
     cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATION_STEPS = TOTAL_BATCH, ACCUMULATION
     cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER = 3, 60
     cfg.SOLVER.LR_MULTIPLIER.HEADS = 0.5
