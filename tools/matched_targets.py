@@ -12,11 +12,9 @@ import argparse
 import json
 import sys
 
-from detectron2.modeling import build_model
-
 import rose_d2  # noqa: F401  (registers the model and the datasets)
 from rose_d2.data.build import build_rose_target_loader
-from rose_d2.engine.checkpoints.checkpointer import RoseCheckpointer
+from rose_d2.engine.predictor import RosePredictor
 from rose_d2.engine.read_config import read_config
 from rose_d2.evaluation.matched_targets import evaluate_matched_targets
 
@@ -36,8 +34,10 @@ def main(argv: list[str]) -> None:
     """Print the summary as JSON."""
     args = parse_args(argv)
     cfg = read_config(args.config_file, args.opts)
-    model = build_model(cfg).eval()
-    RoseCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    try:
+        model = RosePredictor(cfg).model
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"matched_targets.py: error: {error}")
     loader = build_rose_target_loader(cfg, args.dataset)
     print(json.dumps(evaluate_matched_targets(model, loader).summary(), indent=2))
 

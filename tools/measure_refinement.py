@@ -13,12 +13,11 @@ import json
 import sys
 
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
 
 import rose_d2  # noqa: F401  (registers the model and the datasets)
 from rose_d2.data.build import load_dataset_dicts
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
-from rose_d2.engine.checkpoints.checkpointer import RoseCheckpointer
+from rose_d2.engine.predictor import RosePredictor
 from rose_d2.engine.read_config import read_config
 from rose_d2.refinement.synthetic_turns import refine_synthetic_turns, summarise
 
@@ -45,8 +44,10 @@ def main(argv: list[str]) -> None:
     """Print the table and the JSON."""
     args = parse_args(argv)
     cfg = read_config(args.config_file, args.opts)
-    model = build_model(cfg).eval()
-    RoseCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+    try:
+        model = RosePredictor(cfg).model
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"measure_refinement.py: error: {error}")
     dicts = load_dataset_dicts(args.dataset, filter_empty=True)[: args.num or None]
     metadata = MetadataCatalog.get(args.dataset)
     has_stuff = metadata.evaluator_type in ("sem_seg", "coco_panoptic_seg")

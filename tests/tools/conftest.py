@@ -1,0 +1,54 @@
+"""What a command needs that measures a trained model."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+
+from rose_d2.data.clipart.splits import BenchmarkSettings
+from rose_d2.data.clipart.writer import write_benchmark
+from rose_d2.data.datasets.clipart import clipart_metadata, load_clipart
+from rose_d2.engine.checkpoints.weights import save_weights
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture
+def load_tool():
+    """Import a script of tools/ by its name."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def two_scenes(tmp_path):
+    """Name of a panoptic dataset of two clip-art scenes."""
+    name = "rose_test_two_scenes"
+    sizes = {"train": 1, "val": 2, "val_unseen": 1}
+    write_benchmark(BenchmarkSettings(seed=5, num_scenes=sizes), tmp_path / "clipart")
+    DatasetCatalog.register(name, lambda: load_clipart(tmp_path, "panoptic", "val"))
+    MetadataCatalog.get(name).set(**clipart_metadata(tmp_path, "panoptic", "val"))
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def saved_model(tiny_cfg, tmp_path, monkeypatch):
+    """Config file of a random model with weights; it asks for a GPU, and there is none."""
+    torch.manual_seed(0)
+    tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "model.safetensors")
+    save_weights(build_model(tiny_cfg), tiny_cfg.MODEL.WEIGHTS)
+    tiny_cfg.MODEL.DEVICE = "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "config.yaml").write_text(tiny_cfg.dump())
+    return str(tmp_path / "config.yaml")
