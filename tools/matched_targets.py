@@ -14,6 +14,7 @@ import sys
 
 import rose_d2  # noqa: F401  (registers the model and the datasets)
 from rose_d2.data.build import build_rose_target_loader
+from rose_d2.engine.dataset_evaluation import check_test_datasets
 from rose_d2.engine.predictor import RosePredictor
 from rose_d2.engine.read_config import read_config
 from rose_d2.evaluation.matched_targets import evaluate_matched_targets
@@ -33,10 +34,11 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """Print the summary as JSON."""
     args = parse_args(argv)
-    cfg = read_config(args.config_file, args.opts)
     try:
+        check_test_datasets([args.dataset])
+        cfg = read_config(args.config_file, args.opts)
         model = RosePredictor(cfg).model
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"matched_targets.py: error: {error}")
     loader = build_rose_target_loader(cfg, args.dataset)
     print(json.dumps(evaluate_matched_targets(model, loader).summary(), indent=2))

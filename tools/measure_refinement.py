@@ -17,6 +17,7 @@ from detectron2.data import MetadataCatalog
 import rose_d2  # noqa: F401  (registers the model and the datasets)
 from rose_d2.data.build import load_dataset_dicts
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
+from rose_d2.engine.dataset_evaluation import check_test_datasets
 from rose_d2.engine.predictor import RosePredictor
 from rose_d2.engine.read_config import read_config
 from rose_d2.refinement.synthetic_turns import refine_synthetic_turns, summarise
@@ -43,10 +44,11 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """Print the table and the JSON."""
     args = parse_args(argv)
-    cfg = read_config(args.config_file, args.opts)
     try:
+        check_test_datasets([args.dataset])
+        cfg = read_config(args.config_file, args.opts)
         model = RosePredictor(cfg).model
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"measure_refinement.py: error: {error}")
     dicts = load_dataset_dicts(args.dataset, filter_empty=True)[: args.num or None]
     metadata = MetadataCatalog.get(args.dataset)

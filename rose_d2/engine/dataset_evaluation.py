@@ -53,7 +53,9 @@ def check_test_datasets(names: Sequence[str]) -> None:
         if name not in registered:
             near = difflib.get_close_matches(name, entries, n=4, cutoff=0.5)
             advice = f"near are {', '.join(near)}" if near else "`tools/check_data.py` lists all"
-            raise ValueError(f"DATASETS.TEST names {name!r}, which is not registered; {advice}.")
+            raise ValueError(
+                f"DATASETS.TEST (or --dataset) names {name!r}, which is not registered; {advice}."
+            )
         check_evaluator_type(name)
         if name in entries and entries[name].missing_files():
             entries[name].load_dicts()  # raises

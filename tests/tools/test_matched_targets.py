@@ -16,7 +16,20 @@ def test_a_random_model_is_measured_at_the_targets_patches(tool, two_scenes, sav
     assert summary["name_exact"] == 0
 
 
-def test_weights_that_are_not_there_are_named(tool, two_scenes, saved_model):
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["MODEL.WEIGHTS", "nowhere"], "nowhere"),
+        (["MODEL.NO_SUCH_KEY", "1"], "NO_SUCH_KEY"),
+    ],
+)
+def test_wrong_settings_are_named(tool, two_scenes, saved_model, wrong, message):
     options = ["--config-file", saved_model, "--dataset", two_scenes]
-    with pytest.raises(SystemExit, match="matched_targets.py: error: .*nowhere"):
-        tool.main([*options, "MODEL.WEIGHTS", "nowhere"])
+    with pytest.raises(SystemExit, match=f"matched_targets.py: error: .*{message}"):
+        tool.main([*options, *wrong])
+
+
+def test_an_unknown_dataset_is_refused_before_the_model_is_built(tool):
+    options = ["--config-file", "nowhere.yaml", "--dataset", "clipart_panoptic_vall"]
+    with pytest.raises(SystemExit, match="error: .*not registered; near are clipart_panoptic_val"):
+        tool.main(options)
