@@ -84,8 +84,8 @@ def check_weight_dtypes(model: nn.Module, amp_dtype: torch.dtype | None) -> None
     if amp_dtype is None and dtypes - {torch.float32}:
         names = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(
-            f"The weights that train are of {names} and SOLVER.AMP is off, or this CPU cannot "
-            "compute in its type: set SOLVER.AMP.ENABLED True, or MODEL.LMM.DTYPE float32."
+            f"The weights that train are of {names} and SOLVER.AMP is off: set "
+            "SOLVER.AMP.ENABLED True, or MODEL.LMM.DTYPE float32."
         )
 
 

@@ -210,6 +210,9 @@ def accumulation_steps(cfg: CfgNode) -> int:
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     """Read the type `SOLVER.AMP` computes in; None is full precision.
 
+    On a CPU without instructions for bfloat16, float32 is faster and more exact: weights in float32
+    are then trained in full precision. Weights in bfloat16 are computed with as they are, slowly.
+
     Raises:
         ValueError: the type is unknown, or float16 is asked of a CPU.
     """
@@ -221,6 +224,11 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     if amp.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
         raise ValueError("SOLVER.AMP.DTYPE float16 needs a GPU: use bfloat16 on the CPU.")
     if cfg.MODEL.DEVICE == "cpu" and not torch.cpu._is_avx512_bf16_supported():
-        logger.info("This CPU has no bfloat16 instructions: training in full precision.")
-        return None
+        if cfg.MODEL.LMM.DTYPE == "float32":
+            logger.info("This CPU has no bfloat16 instructions: training in full precision.")
+            return None
+        logger.warning(
+            "This CPU has no bfloat16 instructions, and MODEL.LMM.DTYPE is bfloat16: training will "
+            "be slow; MODEL.LMM.DTYPE float32 is faster here."
+        )
     return _AMP_DTYPES[amp.DTYPE]

@@ -80,20 +80,28 @@ def test_per_parameter_clipping_is_refused(tmp_path):
         make_engine(toy_config(tmp_path, *clip))
 
 
-def test_amp_computes_in_bfloat16_and_keeps_float32_weights(tmp_path):
+@pytest.fixture(params=[True, False], ids=["instructions", "no-instructions"])
+def has_bfloat16(request, monkeypatch):
+    """Pretend that the CPU has instructions for bfloat16, or that it has none."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: request.param)
+    return request.param
+
+
+def test_amp_computes_in_bfloat16_where_it_pays_and_keeps_float32_weights(tmp_path, has_bfloat16):
     seen = []
     engine = make_engine(toy_config(tmp_path, "SOLVER.AMP.ENABLED", True))
     engine.model.head.register_forward_hook(lambda *args: seen.append(args[2].dtype))
     run_engine(engine, [items(0, 1)])
-    assert seen == [torch.bfloat16]
+    assert seen == [torch.bfloat16 if has_bfloat16 else torch.float32]
     assert all(p.dtype is torch.float32 for p in engine.model.parameters())
 
 
-def test_what_trains_is_float32_beside_frozen_bfloat16(tiny_cfg, make_input):
+def test_what_trains_is_float32_beside_frozen_bfloat16(tiny_cfg, make_input, has_bfloat16, caplog):
     tiny_cfg.MODEL.LMM.DTYPE, tiny_cfg.SOLVER.AMP.ENABLED = "bfloat16", True
     tiny_cfg.MODEL.TRAINABLE.LANGUAGE_MODEL = False
     model = build_model(tiny_cfg)
     engine = TorchStepEngine(tiny_cfg, model)
+    assert ("training will be slow" in caplog.text) != has_bfloat16
     run_engine(engine, [[make_input()]])
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
