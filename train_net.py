@@ -25,10 +25,9 @@ from typing import Any
 from detectron2.engine import default_argument_parser
 
 import rose_d2  # noqa: F401  (registers the model and the datasets)
-from rose_d2.engine.custom_data import add_custom_data_arguments
-from rose_d2.engine.defaults import RoseTrainer, setup
-from rose_d2.engine.evaluate import evaluate_weights
-from rose_d2.engine.failure import run_job
+from rose_d2.data.datasets.custom import add_custom_data_arguments
+from rose_d2.engine.launch import run_job
+from rose_d2.engine.trainer import RoseTrainer, evaluate_weights, setup
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

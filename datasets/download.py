@@ -24,12 +24,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from rose_d2.data.archive import Archive
-from rose_d2.data.download import fetch, sole_owner
-from rose_d2.data.download_sources import ARCHIVES, families, select_archives
-from rose_d2.data.preparation import run_main
-from rose_d2.data.remote_file import format_size
-from rose_d2.data.unpacking import unpack
+from rose_d2.prepare.sources import Archive
+from rose_d2.prepare.download import fetch, sole_owner
+from rose_d2.prepare.sources import ARCHIVES, families, select_archives
+from rose_d2.prepare.preparation import run_main
+from rose_d2.prepare.download import format_size
+from rose_d2.prepare.unpacking import unpack
 
 FETCHED, PRESENT, REPLACED = "fetched", "present", "not needed"
 MISSING, BY_HAND, FAILED = "missing", "by hand", "failed"

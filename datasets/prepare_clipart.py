@@ -15,9 +15,9 @@ import signal
 import sys
 from pathlib import Path
 
-from rose_d2.data.clipart.sample_images import write_sample_images
-from rose_d2.data.clipart.splits import BenchmarkSettings
-from rose_d2.data.clipart.writer import write_benchmark
+from rose_d2.synthetic.clipart import write_sample_images
+from rose_d2.synthetic.clipart import BenchmarkSettings
+from rose_d2.synthetic.clipart import write_benchmark
 from rose_d2.data.datasets.clipart import NUM_SCENES
 
 

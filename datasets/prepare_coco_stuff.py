@@ -28,16 +28,11 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from rose_d2.data.annotated_regions import segmentation_to_rle
+from rose_d2.data.annotations import segmentation_to_rle
 from rose_d2.data.datasets.coco import COCO_NUM_IMAGES, COCO_THING_IDS, load_coco_instances
-from rose_d2.data.datasets.coco_stuff import (
-    CLASS_OF_LABEL,
-    COCO_STUFF_CLASSES,
-    CocoStuffPaths,
-    contiguous_labels,
-)
-from rose_d2.data.panoptic_conversion import PanopticImage, write_coco_panoptic
-from rose_d2.data.preparation import preparation_parser, run_main, write_label_maps
+from rose_d2.data.datasets.coco import CLASS_OF_LABEL, COCO_STUFF_CLASSES, CocoStuffPaths, contiguous_labels
+from rose_d2.prepare.preparation import PanopticImage, write_coco_panoptic
+from rose_d2.prepare.preparation import preparation_parser, run_main, write_label_maps
 
 logger = logging.getLogger(__name__)
 

@@ -23,16 +23,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rose_d2.data.datasets.mapillary_vistas import (
-    NUM_IMAGES,
-    VERSIONS,
-    VOID,
-    VistasPaths,
-    VistasVersion,
-    how_to_get,
-)
-from rose_d2.data.panoptic_conversion import PanopticImage, write_coco_panoptic
-from rose_d2.data.preparation import preparation_parser, run_main, write_label_maps
+from rose_d2.data.datasets.mapillary_vistas import NUM_IMAGES, VERSIONS, VOID, VistasPaths, VistasVersion, how_to_get
+from rose_d2.prepare.preparation import PanopticImage, write_coco_panoptic
+from rose_d2.prepare.preparation import preparation_parser, run_main, write_label_maps
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from rose_d2.data.miniature.ade20k import write_ade20k
-from rose_d2.data.miniature.coco import write_coco
-from rose_d2.data.miniature.mapillary_vistas import write_mapillary_vistas
-from rose_d2.data.miniature.reasonseg import write_reasonseg
-from rose_d2.data.miniature.refer import write_refer
+from rose_d2.synthetic.miniature_dense import write_ade20k
+from rose_d2.synthetic.miniature_coco import write_coco
+from rose_d2.synthetic.miniature_dense import write_mapillary_vistas
+from rose_d2.synthetic.miniature_refer import write_reasonseg
+from rose_d2.synthetic.miniature_refer import write_refer
 
 WRITERS = {
     "ADE20k": write_ade20k,

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Segment images with ROSE: every object and region with the name the model gives it."""
 
 import argparse
@@ -9,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from image_files import find_images
-from refine_options import REFINE_COUNT, add_refine_options, check_refine_options
+from files import find_images
 
 if TYPE_CHECKING:
     from folder_run import FolderRun
 
+POLICIES = ("all", "lowest-score", "uncertain-boundary")
+REFINE_COUNT = 3
 EXAMPLES = """\
 examples:
   a folder of images, everything in them, names chosen by the model:
@@ -71,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         "panoptic/; default: %(default)s",
     )
     _add_question(parser)
-    add_refine_options(parser)
+    _add_refinement(parser)
     parser.add_argument(
         "--batch-size", type=int, default=1, metavar="N", help="images a step; default: %(default)s"
     )
@@ -136,13 +136,43 @@ def _add_question(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_refinement(parser: argparse.ArgumentParser) -> None:
+    """Add what to do with masks that exist already."""
+    refinement = parser.add_argument_group("refinement of masks that exist already")
+    refinement.add_argument(
+        "--refine",
+        metavar="MASKS",
+        help="a COCO JSON with masks of the images (predictions.json of an earlier run, or any "
+        "other system's results with image file names), or a folder of label PNGs with the names "
+        "of the images; writes before_after/, the new predictions.json and changes.csv",
+    )
+    refinement.add_argument(
+        "--instruction",
+        metavar="TEXT",
+        help="what is wrong with the segments, in your words; without it: the mask is incomplete. "
+        "Words about the name ('the name is wrong', 'this is not a dog') also ask for another name",
+    )
+    refinement.add_argument(
+        "--refine-policy",
+        choices=POLICIES,
+        help="which segments of an image: all (default with --instruction); lowest-score first "
+        "(default without); uncertain-boundary: the roughest outlines first",
+    )
+    refinement.add_argument(
+        "--refine-count",
+        type=int,
+        metavar="N",
+        help=f"segments an image that a policy chooses; default: {REFINE_COUNT}",
+    )
+
+
 def check_options(args: argparse.Namespace) -> None:
     """Check what argparse cannot, before anything slow happens.
 
     Raises:
         ValueError: a value is out of range, or two options contradict each other.
     """
-    check_refine_options(args)
+    _check_refinement(args)
     if args.refer is not None:
         if args.task is not None:
             raise ValueError(f"--refer asks for one object, --task {args.task} for all: give one.")
@@ -162,6 +192,40 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError(f"--config-file {args.config_file!r} does not exist.")
     if os.path.exists(args.output) and not os.path.isdir(args.output):
         raise ValueError(f"--output {args.output!r} is a file: give a folder.")
+
+
+def _check_refinement(args: argparse.Namespace) -> None:
+    """Check `--refine` and what goes with it.
+
+    Raises:
+        ValueError: a value is out of range, or two options contradict each other.
+    """
+    given = {
+        "--instruction": args.instruction,
+        "--refine-policy": args.refine_policy,
+        "--refine-count": args.refine_count,
+    }
+    stray = [name for name, value in given.items() if value is not None]
+    if args.refine is None:
+        if stray:
+            raise ValueError(f"{stray[0]} needs --refine MASKS: the masks that are to be refined.")
+        return
+    questions = {"--task": args.task, "--refer": args.refer, "--vocabulary": args.vocabulary}
+    for name, value in questions.items():
+        if value is not None:
+            raise ValueError(f"--refine works on masks that exist, so it takes no {name}.")
+    if args.instruction is not None and not args.instruction.strip():
+        raise ValueError('--instruction is empty: say what is wrong, as in "the tail is missing".')
+    if args.refine_count is not None and args.refine_count < 1:
+        raise ValueError(f"--refine-count {args.refine_count} must be at least 1.")
+    policy = args.refine_policy or ("lowest-score" if args.instruction is None else "all")
+    if args.refine_count is not None and policy == "all":
+        raise ValueError("--refine-count needs a --refine-policy that chooses, all takes them all.")
+    if not os.path.exists(args.refine):
+        raise ValueError(f"--refine {args.refine!r} does not exist.")
+    same = Path(args.output, "predictions.json").resolve() == Path(args.refine).resolve()
+    if same:
+        raise ValueError("--output is the folder of the masks to refine: give another one.")
 
 
 def use_custom_data(args: argparse.Namespace) -> None:

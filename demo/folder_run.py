@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from demo_config import load_config
 from detectron2.config import CfgNode
-from image_files import file_name_of
+from files import file_name_of, panoptic_ids, save_image
 from PIL import Image
-from result_files import panoptic_ids, save_image
 from tqdm import tqdm
 
+from rose_d2.config.fingerprint import config_hash, file_sha256
+from rose_d2.config.read import read_released_config
 from rose_d2.data.image_io import read_image
-from rose_d2.engine.predictions_file import PredictionsFile
-from rose_d2.engine.predictor import RosePredictor, find_weights, resolve_task
-from rose_d2.engine.provenance import config_hash, file_sha256
-from rose_d2.engine.segments import segments_from_output
-from rose_d2.structures.segment import Segment
-from rose_d2.visualization import RoseVisualizer, contact_sheet
+from rose_d2.predictor.predictions_file import PredictionsFile
+from rose_d2.predictor.predictor import RosePredictor, find_weights
+from rose_d2.predictor.questions import resolve_task, segments_from_output
+from rose_d2.structures.segments import Segment
+from rose_d2.visualization.sheets import contact_sheet
+from rose_d2.visualization.visualizer import RoseVisualizer
 
 _SHEET_PICTURES = 40
 
@@ -70,7 +70,7 @@ class FolderRun:
         self.batch_size, self.min_score = batch_size, min_score
         self.task = self.progress_name = resolve_task(task, refer, candidates)
         self.question = {"task": task, "refer": refer, "candidates": candidates}
-        cfg = load_config(config_file, opts, min_score)
+        cfg = read_released_config(config_file, opts, min_score=min_score)
         info = {
             "description": "Segments with their generated names, by ROSE (rose_d2)",
             "task": self.task,

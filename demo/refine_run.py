@@ -1,25 +1,30 @@
 """One run of `demo.py --refine`: masks in, better masks and before / after pictures out."""
 
 import csv
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
-from demo_config import load_config
+import pycocotools.mask as mask_util
+from files import file_name_of, save_image
 from folder_run import FolderRun
-from image_files import file_name_of
-from refine_masks import read_masks
-from refine_policy import choose_segments
-from result_files import save_image
+from PIL import Image, UnidentifiedImageError
 
-from rose_d2.engine.predictor import find_weights
-from rose_d2.engine.provenance import config_hash, file_sha256
-from rose_d2.engine.session.session_instructions import check_text
-from rose_d2.structures.segment import Segment
-from rose_d2.visualization import RoseVisualizer, contact_sheet
+from rose_d2.config.fingerprint import config_hash, file_sha256
+from rose_d2.config.read import read_released_config
+from rose_d2.predictor.predictor import find_weights
+from rose_d2.predictor.session_instructions import check_text
+from rose_d2.structures.segments import Segment
+from rose_d2.visualization.sheets import contact_sheet
+from rose_d2.visualization.visualizer import RoseVisualizer
 
+_VOID = 255
+# Details below this share of a mask's radius (that of a circle of its area) count as rough.
+_DETAIL = 0.1
 # Side of a picture, before or after, in pixels.
 _PANEL = 480
 _COLUMNS = (
@@ -32,6 +37,202 @@ _COLUMNS = (
     "score_after",
     "instruction",
 )
+
+
+class CocoMasks:
+    """The masks of a COCO file, found by the file name of their image.
+
+    Taken are an object with "images" and "annotations", as `demo.py` and most tools write it, and
+    a bare list of results whose entries have a "file_name", or an "image_id" that is the number in
+    the image's file name (as in COCO: 139 for 000000000139.jpg).
+    """
+
+    def __init__(self, path: Path) -> None:
+        """
+        Args:
+            path: the JSON file.
+
+        Raises:
+            ValueError: it is not such a file.
+        """
+        self.path = path
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            entries = content if isinstance(content, list) else content["annotations"]
+            images = [] if isinstance(content, list) else content["images"]
+            categories = [] if isinstance(content, list) else content.get("categories", [])
+            self._file_names = {image["id"]: image["file_name"] for image in images}
+            self._names = {category["id"]: category["name"] for category in categories}
+            self._entries: dict[str, list[dict[str, Any]]] = {
+                name: [] for name in self._file_names.values()
+            }
+            for entry in entries:
+                self._entries.setdefault(self._image_of(entry), []).append(entry)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"--refine {str(path)!r} is not a COCO file of masks ({error!r}): give an object "
+                'with "images" (file_name) and "annotations", or a list of results with a '
+                '"file_name" or "image_id" each.'
+            ) from error
+
+    def of(self, path: Path, file_name: str, size: tuple[int, int]) -> list[Segment]:
+        """Return the masks of one image.
+
+        Args:
+            path: the image.
+            file_name: its name as `demo.py` writes it.
+            size: its (height, width).
+
+        Raises:
+            ValueError: the file does not know the image, or a mask does not fit it.
+        """
+        entries = self._entries[self._key_of(path, file_name)]
+        return [segment for entry in entries if (segment := self._segment(entry, size)) is not None]
+
+    def _image_of(self, entry: dict[str, Any]) -> str:
+        if "file_name" in entry:
+            return str(entry["file_name"])
+        image_id = entry["image_id"]
+        return str(self._file_names.get(image_id, image_id))
+
+    def _key_of(self, path: Path, file_name: str) -> str:
+        if file_name in self._entries:
+            return file_name
+        number = str(int(path.stem)) if path.stem.isdecimal() else path.stem
+        for wanted in ({path.name}, {path.stem, number}):
+            known = [key for key in self._entries if Path(key).name in wanted]
+            if len(known) > 1:
+                raise ValueError(f"{self.path} has several images called {path.name}.")
+            if known:
+                return known[0]
+        raise ValueError(f"{self.path} has no image of this name.")
+
+    def _segment(self, entry: dict[str, Any], size: tuple[int, int]) -> Segment | None:
+        mask = _decoded(entry["segmentation"], size)
+        name = entry.get("category_name", self._names.get(entry.get("category_id"), ""))
+        name_score = entry.get("name_score")
+        if not mask.any():
+            return None
+        score, is_thing = float(entry.get("score", 1.0)), bool(entry.get("isthing", 1))
+        return Segment(mask, str(name), score, name_score, is_thing)
+
+
+class LabelMasks:
+    """A folder of label PNGs named like their images; every value in one is a nameless segment.
+
+    Grey and palette PNGs: 0 is background and 255 void (unless the PNG holds only 0 and 255).
+    Colour PNGs are read as COCO panoptic ones: id = R + 256 G + 65536 B, 0 is background.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Args:
+            folder: has a PNG `STEM.png` for the image `STEM.jpg`.
+
+        Raises:
+            ValueError: there is no PNG in it.
+        """
+        self.folder = folder
+        self._files = {file.stem: file for file in sorted(folder.glob("*.png"))}
+        if not self._files:
+            raise ValueError(f"--refine {str(folder)!r} is a folder without label PNGs.")
+
+    def of(self, path: Path, file_name: str, size: tuple[int, int]) -> list[Segment]:
+        """Return the masks of one image; see `CocoMasks.of`."""
+        if path.stem not in self._files:
+            raise ValueError(f"{self.folder} has no {path.stem}.png.")
+        file = self._files[path.stem]
+        try:
+            with Image.open(file) as png:
+                labels = _labels(png)
+        except (OSError, SyntaxError, UnidentifiedImageError) as error:
+            raise ValueError(f"{file} cannot be read ({error}).") from error
+        if labels.shape != size:
+            raise ValueError(f"{file} is {labels.shape} (height, width), the image {size}.")
+        return [Segment(labels == value, "", 1.0) for value in np.unique(labels[labels > 0])]
+
+
+def read_masks(path: Path) -> CocoMasks | LabelMasks:
+    """Open what `--refine` names.
+
+    Raises:
+        ValueError: it does not exist or is neither a COCO file nor a folder of PNGs.
+    """
+    if path.is_dir():
+        return LabelMasks(path)
+    if not path.is_file():
+        raise ValueError(f"--refine {str(path)!r} does not exist.")
+    return CocoMasks(path)
+
+
+def _decoded(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
+    """Return the mask (H, W) of an RLE, compressed or not, or of polygons."""
+    try:
+        if isinstance(segmentation, dict):
+            if tuple(segmentation["size"]) != size:
+                raise ValueError(
+                    f"a mask is {segmentation['size']} (height, width), the image {list(size)}"
+                )
+            rle = segmentation
+            if isinstance(rle["counts"], list):
+                rle = mask_util.frPyObjects(rle, *size)
+        else:
+            rle = mask_util.merge(mask_util.frPyObjects(segmentation, *size))
+        return np.asarray(mask_util.decode(rle)).astype(bool)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"a mask to refine does not fit ({error}).") from error
+
+
+def _labels(png: Image.Image) -> np.ndarray:
+    """Return ids (H, W), 0 where nothing is."""
+    values = np.asarray(png).astype(np.int64)
+    if values.ndim == 3:
+        return values[..., :3] @ np.array([1, 256, 65536])
+    if png.mode in ("L", "P") and not set(np.unique(values).tolist()) <= {0, _VOID}:
+        values[values == _VOID] = 0
+    return values
+
+
+def choose_segments(segments: Sequence[Segment], policy: str, count: int) -> list[int]:
+    """Choose what to refine.
+
+    Args:
+        segments: of one image.
+        policy: one of `demo.POLICIES`. "lowest-score": those the model was least sure
+            of; "uncertain-boundary": those with the roughest outline, see `outline_roughness`.
+        count: at most so many, except for "all".
+
+    Returns:
+        Positions, in the order in which they are refined.
+    """
+    if policy == "all":
+        return list(range(len(segments)))
+    if policy == "lowest-score":
+        worst_first = sorted(range(len(segments)), key=lambda i: segments[i].score)
+    else:
+        roughness = [outline_roughness(segment.mask) for segment in segments]
+        worst_first = sorted(range(len(segments)), key=lambda i: -roughness[i])
+    return worst_first[:count]
+
+
+def outline_roughness(mask: np.ndarray) -> float:
+    """Measure how much of a mask is holes, specks and fringes.
+
+    A file of masks has no logits, so the outline itself has to tell where its maker was unsure:
+    the mask is smoothed over a tenth of its radius to all sides, and the pixels that change are
+    counted. Thin objects count as rough too.
+
+    Args:
+        mask: bool (H, W) with at least one pixel.
+
+    Returns:
+        Changed pixels over the mask's pixels, at most 1.
+    """
+    area = np.count_nonzero(mask)
+    radius = max(1, round(_DETAIL * np.sqrt(area / np.pi)))
+    side = 2 * radius + 1
+    smooth = cv2.blur(mask.astype(np.float32), (side, side), borderType=cv2.BORDER_REPLICATE) >= 0.5
+    return min(1.0, np.count_nonzero(smooth != mask) / area)
 
 
 class RefineRun(FolderRun):
@@ -63,7 +264,7 @@ class RefineRun(FolderRun):
             masks: a COCO file or a folder of label PNGs.
             opts: changes to the config, KEY VALUE KEY VALUE.
             instruction: what is wrong, in words; None takes the trained words for a bad mask.
-            policy: one of `refine_options.POLICIES`; None: "all" with an instruction, else
+            policy: one of `demo.POLICIES`; None: "all" with an instruction, else
                 "lowest-score".
             count: segments an image that a policy chooses.
             overwrite: redo images that have their result.
@@ -77,7 +278,7 @@ class RefineRun(FolderRun):
         self.policy = policy or ("lowest-score" if instruction is None else "all")
         self.count = count
         self.masks = read_masks(masks)
-        cfg = load_config(config_file, opts, min_score=0.0)
+        cfg = read_released_config(config_file, opts, min_score=0.0)
         info = {
             "description": "Segments refined by ROSE (rose_d2)",
             "refine": file_name_of(masks),

@@ -4,7 +4,7 @@ Importing the package registers the model's parts and the datasets with detectro
 """
 
 from rose_d2 import data, modeling
-from rose_d2.config import add_rose_config
+from rose_d2.config.defaults import add_rose_config
 
 __version__ = "0.1.0"
 

@@ -8,7 +8,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 
 import rose_d2  # noqa: F401  (registers the model and the datasets)
-from rose_d2.config import add_rose_config
+from rose_d2.config.defaults import add_rose_config
 from rose_d2.prompts.conversation import Conversation
 from rose_d2.structures.category_names import CategoryNames
 

@@ -12,8 +12,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 
 import rose_d2  # noqa: F401
-from rose_d2.config import add_rose_config
-from rose_d2.data.training_mix import training_weights
+from rose_d2.config.defaults import add_rose_config
+from rose_d2.data.mixture import training_weights
 
 CONFIGS = sorted(Path("configs").rglob("*.yaml"))
 

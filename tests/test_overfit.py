@@ -6,11 +6,10 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from rose_d2.data.clipart.splits import BenchmarkSettings
-from rose_d2.data.clipart.writer import write_benchmark
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
 from rose_d2.data.datasets.clipart import load_clipart
 from rose_d2.evaluation.matched_targets import evaluate_matched_targets
+from rose_d2.synthetic.clipart import BenchmarkSettings, write_benchmark
 
 NUM_SCENES = 3
 STEPS = 180

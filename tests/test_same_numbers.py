@@ -29,7 +29,7 @@ def reports(tmp_path_factory):
     prepare = [sys.executable, ROOT / "datasets/prepare_clipart.py", "--root", root, *sizes]
     subprocess.run(prepare, env=environment, check=True, capture_output=True)
     jobs = ("one process", "two processes", "batches of three")
-    command = [sys.executable, ROOT / "tests/evaluation_jobs.py", WEIGHTS, folder, *jobs]
+    command = [sys.executable, ROOT / "tests/helpers/evaluation_jobs.py", WEIGHTS, folder, *jobs]
     result = subprocess.run(
         command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -1,6 +1,5 @@
 """configs/rose_tiny_lora.yaml: the 7B recipe from its bases to its export, on the shipped model."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -9,11 +8,12 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from scripts import load_script
 
-from rose_d2.engine.checkpoints.checkpointer import RoseCheckpointer
-from rose_d2.engine.checkpoints.weights import read_safetensors
-from rose_d2.engine.read_config import read_config
-from rose_d2.engine.steps.optimizer import build_optimizer
+from rose_d2.checkpoint.checkpointer import RoseCheckpointer
+from rose_d2.checkpoint.weights import read_safetensors
+from rose_d2.config.read import read_config
+from rose_d2.engine.torch_engine import build_optimizer
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "export_checkpoint.py"
 CONFIG = "configs/rose_tiny_lora.yaml"
@@ -23,10 +23,7 @@ FROZEN = {"vision_tower", "projector", "language_model", "sam_image_encoder", "s
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("export_checkpoint", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.fixture(scope="module")

@@ -25,21 +25,20 @@ import torch
 from detectron2.config import CfgNode
 
 import rose_d2  # noqa: F401  (registers the model and the datasets)
-from rose_d2.data.benchmark import (
+from rose_d2.checkpoint.checkpointer import RoseCheckpointer
+from rose_d2.config.read import read_config
+from rose_d2.data.build import build_rose_test_loader
+from rose_d2.engine.evaluate import check_test_datasets
+from rose_d2.engine.trainer import RoseTrainer
+from rose_d2.evaluation.build import build_evaluator
+from rose_d2.profiling.pipeline import (
     COCO_LIKE,
+    measure_evaluation,
     measure_memory,
     measure_throughput,
     register_coco_like,
 )
-from rose_d2.data.build import build_rose_test_loader
-from rose_d2.engine.checkpoints.checkpointer import RoseCheckpointer
-from rose_d2.engine.dataset_evaluation import check_test_datasets
-from rose_d2.engine.defaults import RoseTrainer
-from rose_d2.engine.planning.step_benchmark import measure_inference, measure_training
-from rose_d2.engine.planning.step_benchmark_report import report_step
-from rose_d2.engine.read_config import read_config
-from rose_d2.evaluation.benchmark import measure_evaluation
-from rose_d2.evaluation.build import build_evaluator
+from rose_d2.profiling.steps import measure_inference, measure_training, report_step
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -13,11 +13,11 @@ import json
 import sys
 
 import rose_d2  # noqa: F401  (registers the model and the datasets)
+from rose_d2.config.read import read_config
 from rose_d2.data.build import build_rose_target_loader
-from rose_d2.engine.dataset_evaluation import check_test_datasets
-from rose_d2.engine.predictor import RosePredictor
-from rose_d2.engine.read_config import read_config
+from rose_d2.engine.evaluate import check_test_datasets
 from rose_d2.evaluation.matched_targets import evaluate_matched_targets
+from rose_d2.predictor.predictor import RosePredictor
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:

@@ -15,11 +15,11 @@ import sys
 from detectron2.data import MetadataCatalog
 
 import rose_d2  # noqa: F401  (registers the model and the datasets)
+from rose_d2.config.read import read_config
 from rose_d2.data.build import load_dataset_dicts
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
-from rose_d2.engine.dataset_evaluation import check_test_datasets
-from rose_d2.engine.predictor import RosePredictor
-from rose_d2.engine.read_config import read_config
+from rose_d2.engine.evaluate import check_test_datasets
+from rose_d2.predictor.predictor import RosePredictor
 from rose_d2.refinement.synthetic_turns import refine_synthetic_turns, summarise
 
 

@@ -14,8 +14,8 @@ import argparse
 import sys
 
 import rose_d2  # noqa: F401  (registers the model)
-from rose_d2.engine.planning.memory_plan import MemoryPlan, plan_inference, plan_training
-from rose_d2.engine.read_config import read_config
+from rose_d2.config.read import read_config
+from rose_d2.profiling.memory_plan import MemoryPlan, plan_inference, plan_training
 
 GIGABYTE = 1e9
 

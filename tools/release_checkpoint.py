@@ -16,7 +16,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from rose_d2.engine.checkpoints.weights import read_safetensors
+from rose_d2.checkpoint.weights import read_safetensors
 
 PROGRESS = ("d2.utils.events", "rose_d2.data.build]: Training on")
 

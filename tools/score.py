@@ -19,10 +19,10 @@ from detectron2.evaluation import print_csv_format
 from detectron2.utils.logger import setup_logger
 
 import rose_d2  # noqa: F401  (registers the datasets)
-from rose_d2.engine.dataset_evaluation import SavedRun
-from rose_d2.engine.provenance import run_record, write_record
-from rose_d2.engine.reports.report import write_report
-from rose_d2.evaluation.prediction_store import DESCRIPTION_NAME
+from rose_d2.engine.evaluate import SavedRun
+from rose_d2.evaluation.predictions import DESCRIPTION_NAME
+from rose_d2.reports.record import run_record, write_record
+from rose_d2.reports.report import write_report
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

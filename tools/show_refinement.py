@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 import rose_d2  # noqa: F401  (registers the datasets)
-from rose_d2.config import add_rose_config
+from rose_d2.config.read import read_config
 from rose_d2.data.build import load_dataset_dicts
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
-from rose_d2.data.training_mix import DatasetView
-from rose_d2.layers.mask_ops import pairwise_mask_iou
-from rose_d2.structures.refinement_request import BOX_SCALE
+from rose_d2.data.mixture import DatasetView
+from rose_d2.layers.masks import pairwise_mask_iou
+from rose_d2.structures.segments import BOX_SCALE
 
 CELL, GAP, LINE, FONT_SIZE = 300, 10, 19, 15
 KEPT, MISSING, EXTRA, TRUE = (255, 255, 255), (225, 40, 40), (40, 110, 240), (230, 30, 190)
@@ -199,11 +199,8 @@ def _wrapped(text: str) -> list[str]:
 def main(argv: list[str]) -> None:
     """Draw the sheet and say where it is."""
     args = parse_args(argv)
-    cfg = get_cfg()
-    add_rose_config(cfg)
     try:
-        cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list(args.opts)
+        cfg = read_config(args.config_file, args.opts)
         sheet = draw_sheet(make_samples(cfg, args.dataset, args.num, args.seed), args.columns)
         args.output.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(args.output)

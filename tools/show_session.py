@@ -25,18 +25,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from detectron2.config import get_cfg
 from PIL import Image, ImageDraw
 
 import rose_d2  # noqa: F401  (registers the model)
-from rose_d2.config import add_rose_config
+from rose_d2.config.read import read_released_config
 from rose_d2.data.image_io import read_image
 from rose_d2.data.mask_corruption import holes_and_patches
-from rose_d2.engine.predictor import RosePredictor
-from rose_d2.engine.session.session import RoseSession
-from rose_d2.engine.session.session_records import Answer, SessionSegment
-from rose_d2.structures.segment import Segment
-from rose_d2.visualization import RoseVisualizer, contact_sheet
+from rose_d2.predictor.predictor import RosePredictor
+from rose_d2.predictor.session import RoseSession
+from rose_d2.predictor.session_state import Answer, SessionSegment
+from rose_d2.structures.segments import Segment
+from rose_d2.visualization.sheets import contact_sheet
+from rose_d2.visualization.visualizer import RoseVisualizer
 
 COMMANDS = ("segment", "refer", "refine", "name", "missed", "undo", "damage", "misname")
 BOX_INK, BOX_WIDTH = (255, 0, 0), 3
@@ -210,10 +210,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         script = args.script.read_text(encoding="utf-8").splitlines()
         lines = [line for line in script if line.strip() and not line.startswith("#")]
-        cfg = get_cfg()
-        add_rose_config(cfg)
-        cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list(args.opts)
+        cfg = read_released_config(args.config_file, args.opts)
         session = RosePredictor(cfg).open(read_image(args.image))
         held = ScriptedSession(session, args.panel, args.seed)
         turns = [held.say(line) for line in lines]

@@ -20,9 +20,9 @@ import yaml
 
 import rose_d2  # noqa: F401  (registers the datasets)
 from rose_d2.data.datasets.custom import register_custom
-from rose_d2.evaluation.prediction_store import DESCRIPTION_NAME
-from rose_d2.results_page.page import build_page
-from rose_d2.results_page.scored_images import SavedPredictions, ScoredImage, choose_images
+from rose_d2.evaluation.predictions import DESCRIPTION_NAME
+from rose_d2.reports.image_scores import SavedPredictions, ScoredImage, choose_images
+from rose_d2.reports.page import build_page
 
 _SAY_EVERY_SECONDS = 10
 

@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import Any
+import math
+import os
+import pickle
+import signal
+import threading
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import torch
 import torch.utils.data as torchdata
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data.build import build_detection_test_loader, trivial_batch_collator
+from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
-from rose_d2.data.datasets.broken import strict_annotations
-from rose_d2.data.inference_sampler import WholeBatchSampler
+from rose_d2.data.datasets.refer_files import referring_samples
+from rose_d2.data.datasets.registration import strict_annotations
 from rose_d2.data.leakage import benchmarks_split_by, exclude_evaluation_images
-from rose_d2.data.mixture import MixtureBatchSampler, MixtureDataset, MixtureStream
-from rose_d2.data.packed_dicts import PackedDicts
-from rose_d2.data.referring_samples import referring_samples
-from rose_d2.data.training_mix import training_weights
-from rose_d2.data.worker_signals import obey_only_the_parent
+from rose_d2.data.mixture import (
+    MixtureBatchSampler,
+    MixtureDataset,
+    MixtureStream,
+    training_weights,
+)
 
 logger = logging.getLogger(__name__)
+
+# What dicts share is worth storing once; a text or a number is as short as a reference to it.
+_SHAREABLE = (list, dict)
 
 
 def build_rose_train_loader(cfg: CfgNode, start_iter: int = 0) -> torchdata.DataLoader:
@@ -226,3 +239,146 @@ def _init_worker(worker_id: int) -> None:
     obey_only_the_parent()
     # Workers are the parallelism; threads of their own would only fight over the cores.
     cv2.setNumThreads(0)
+
+
+class WholeBatchSampler(torchdata.Sampler[int]):
+    """Every item once, like detectron2's `InferenceSampler`, but cut only between batches.
+
+    Whatever the number of processes, the model then sees the same batches. Numbers do not change
+    even by the rounding that another batch would bring.
+    """
+
+    def __init__(self, size: int, batch_size: int) -> None:
+        """
+        Args:
+            size: items of the dataset, at least 1.
+            batch_size: of the loader.
+        """
+        batches = InferenceSampler._get_local_indices(
+            math.ceil(size / batch_size), comm.get_world_size(), comm.get_rank()
+        )
+        self._indices = range(
+            min(size, batches.start * batch_size), min(size, batches.stop * batch_size)
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+
+def obey_only_the_parent() -> None:
+    """Ignore SIGTERM from any process but the parent, from now on in this process.
+
+    Has to be called in the main thread before others are started.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_wait_for_the_parent, name="SIGTERM", daemon=True).start()
+
+
+def _wait_for_the_parent() -> None:
+    # A handler would not learn who sent the signal.
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+class _Layout(NamedTuple):
+    """What many dicts have in common: their keys, and which of the values are shared objects."""
+
+    keys: tuple[str, ...]
+    shared: tuple[int, ...]
+
+
+class PackedDicts(Sequence):
+    """Dataset dicts, serialised once; every access makes a new dict.
+
+    A list of many small Python objects is copied page by page into every worker process, since
+    reading an object changes its reference count. The bytes of a few tensors stay shared, whether
+    workers are forked or spawned. A list or dict that several dataset dicts hold as the same
+    object (`annotations`, `segments_info`) is stored once, and so are their keys.
+    """
+
+    def __init__(self, dicts: Sequence[dict[str, Any]]) -> None:
+        """
+        Args:
+            dicts: dataset dicts of plain containers; they are not modified. Nested values must
+                not be changed while this runs.
+        """
+        holders = Counter(
+            id(value) for d in dicts for value in d.values() if isinstance(value, _SHAREABLE)
+        )
+        shared = {
+            id(value): value
+            for d in dicts
+            for value in d.values()
+            if isinstance(value, _SHAREABLE) and holders[id(value)] > 1
+        }
+        numbers = {key: number for number, key in enumerate(shared)}
+        layouts: dict[_Layout, int] = {}
+        self._shared = _PackedBytes(map(_dump, shared.values()))
+        self._items = _PackedBytes(_dump(_split(d, numbers, layouts)) for d in dicts)
+        self._layouts = list(layouts)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """A new dict, equal to the original; changing it changes nothing else.
+
+        Args:
+            index: counted from the end if negative.
+        """
+        layout_number, *values = self._items[range(len(self))[index]]
+        layout = self._layouts[layout_number]
+        for position in layout.shared:
+            values[position] = self._shared[values[position]]
+        return dict(zip(layout.keys, values, strict=True))
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the buffers."""
+        return self._shared.num_bytes + self._items.num_bytes
+
+
+def _split(
+    record: dict[str, Any], numbers: dict[int, int], layouts: dict[_Layout, int]
+) -> tuple[Any, ...]:
+    """The number of a dict's layout, then its values, shared ones as their numbers."""
+    values = list(record.values())
+    shared = tuple(position for position, value in enumerate(values) if id(value) in numbers)
+    for position in shared:
+        values[position] = numbers[id(values[position])]
+    layout = _Layout(tuple(record), shared)
+    return layouts.setdefault(layout, len(layouts)), *values
+
+
+def _dump(content: Any) -> bytes:
+    return pickle.dumps(content, protocol=pickle.HIGHEST_PROTOCOL)
+
+
+class _PackedBytes:
+    """Pickles end to end in one tensor, and where each one ends in another."""
+
+    def __init__(self, pickles: Iterable[bytes]) -> None:
+        content, ends = bytearray(), array("q", [0])
+        for part in pickles:
+            content += part
+            ends.append(len(content))
+        # An empty buffer cannot become a tensor.
+        self._content = torch.frombuffer(content or bytearray(1), dtype=torch.uint8)
+        self._ends = torch.frombuffer(ends, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> Any:
+        start, end = self._ends[index : index + 2].tolist()
+        return pickle.loads(memoryview(self._content[start:end].numpy()))
+
+    @property
+    def num_bytes(self) -> int:
+        return self._content.nbytes + self._ends.nbytes

@@ -8,13 +8,12 @@ import numpy as np
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 
-from rose_d2.data.candidates import check_candidate_mode, dataset_candidates
 from rose_d2.data.image_io import ImageReadError, model_views, read_image
-from rose_d2.data.region_builders import OneRegionTargetBuilder
-from rose_d2.data.target_builders import TARGET_BUILDERS
+from rose_d2.data.region_targets import OneRegionTargetBuilder
+from rose_d2.data.scene_targets import TARGET_BUILDERS, check_candidate_mode, dataset_candidates
 from rose_d2.data.targets import TargetBuilder
 from rose_d2.prompts.conversation import Conversation
-from rose_d2.prompts.templates import CANDIDATE_TASKS, build_instruction
+from rose_d2.prompts.instructions import CANDIDATE_TASKS, build_instruction
 
 # Passed on from the dataset dict where present.
 _PASSED_ON = (

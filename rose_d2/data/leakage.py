@@ -13,9 +13,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from detectron2.data.catalog import Metadata
+from detectron2.data import Metadata
 
-from rose_d2.data.datasets.refcoco import in_split, read_references
+from rose_d2.data.datasets.refer_files import in_split, read_references
 from rose_d2.data.datasets.registration import DatasetEntry, registered_entries
 
 logger = logging.getLogger(__name__)

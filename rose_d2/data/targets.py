@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.data.catalog import Metadata
+from detectron2.data import Metadata
 from detectron2.structures import BitMasks, Instances
 from torch import Tensor
 
-from rose_d2.data.annotated_regions import AnnotatedRegions
-from rose_d2.layers.mask_ops import mask_centre
+from rose_d2.data.annotations import AnnotatedRegions
+from rose_d2.layers.masks import mask_centre
 from rose_d2.prompts.conversation import Conversation
-from rose_d2.prompts.counting import counting_response
+from rose_d2.prompts.instructions import counting_response
 from rose_d2.structures.category_names import CategoryNames
 
 

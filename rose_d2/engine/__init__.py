@@ -1,1 +1,0 @@
-"""Whole models at work: training, evaluation, prediction; floor 4."""

@@ -1,71 +1,211 @@
-"""`--eval-only`: evaluation of trained weights, with results.json and a report."""
+"""Evaluation on one dataset: by running a model, by continuing a run, or from its predictions."""
 
+from __future__ import annotations
+
+import difflib
 import logging
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.data.samplers import InferenceSampler
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
-from rose_d2.engine.checkpoints.checkpointer import RoseCheckpointer
-from rose_d2.engine.dataset_evaluation import Weights, check_test_datasets
-from rose_d2.engine.defaults import RoseTrainer
-from rose_d2.engine.provenance import file_sha256, run_record, write_record
-from rose_d2.engine.reports.report import write_report
+from rose_d2.config.fingerprint import prediction_fingerprint
+from rose_d2.config.read import read_config
+from rose_d2.data.build import build_rose_test_loader, load_test_dicts
+from rose_d2.data.datasets.custom import register_custom
+from rose_d2.data.datasets.registration import registered_entries
+from rose_d2.evaluation.build import build_evaluator, check_evaluator_type
+from rose_d2.evaluation.loop import BatchLoader, inference_on_dataset
+from rose_d2.evaluation.predictions import PredictionStore, sample_key
+from rose_d2.refinement.evaluation import build_refinement_evaluator
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate_weights(
-    cfg: CfgNode, *, resume: bool = False, overwrite_predictions: bool = False
-) -> dict[str, Any]:
-    """Load `MODEL.WEIGHTS` (or, resuming, the last checkpoint) and evaluate `DATASETS.TEST`.
+PREDICTIONS_FOLDER = "predictions"
 
-    The main process prints detectron2's tables and writes `results.json` and `report.md` into
-    OUTPUT_DIR.
+
+_CONFIG_NAME = "config.yaml"
+
+
+class Weights(NamedTuple):
+    """The file a model was loaded from."""
+
+    path: str
+    sha256: str
+
+
+def check_test_datasets(names: Sequence[str]) -> None:
+    """Refuse datasets that cannot be evaluated, before anything expensive has begun.
+
+    Args:
+        names: DATASETS.TEST.
+
+    Raises:
+        FileNotFoundError: files of a dataset are missing; the message says how to get them.
+        ValueError: a dataset is not registered, or has no known evaluator.
+    """
+    registered = DatasetCatalog.list()
+    entries = registered_entries()
+    for name in names:
+        if name not in registered:
+            near = difflib.get_close_matches(name, entries, n=4, cutoff=0.5)
+            advice = f"near are {', '.join(near)}" if near else "`tools/check_data.py` lists all"
+            raise ValueError(
+                f"DATASETS.TEST (or --dataset) names {name!r}, which is not registered; {advice}."
+            )
+        check_evaluator_type(name)
+        if name in entries and entries[name].missing_files():
+            entries[name].load_dicts()  # raises
+
+
+def evaluate_dataset(
+    cfg: CfgNode,
+    model: Callable[[list[dict]], list[dict]],
+    dataset_name: str,
+    evaluator: DatasetEvaluator,
+    *,
+    weights: Weights | None = None,
+    overwrite_predictions: bool = False,
+) -> dict[str, Any]:
+    """Run a model on a dataset, except on the items whose outputs are saved already.
 
     Args:
         cfg: the config of the run.
-        resume: evaluate the last checkpoint of OUTPUT_DIR, if there is one.
-        overwrite_predictions: with TEST.SAVE_PREDICTIONS, give up those of an earlier run.
+        model: with its weights loaded.
+        dataset_name: a registered dataset.
+        evaluator: of the dataset.
+        weights: what the model was loaded from; None saves no predictions.
+        overwrite_predictions: run saved items again.
 
     Returns:
-        dataset name -> task -> metric -> number; empty results except in the main process.
+        task -> metric -> number; empty on all but the main process.
 
     Raises:
-        FileNotFoundError: the weights or the files of a dataset are missing.
-        ValueError: there are no weights, they do not fit the model, a dataset or its evaluator is
-            unknown, or saved predictions were made with something else.
+        ValueError: the predictions in OUTPUT_DIR were made with something else.
     """
-    check_test_datasets(cfg.DATASETS.TEST)
-    checkpointer = RoseCheckpointer(None, cfg.OUTPUT_DIR)
-    path = cfg.MODEL.WEIGHTS
-    if resume and checkpointer.has_checkpoint():
-        path = checkpointer.get_checkpoint_file()
-    if not path:
-        raise ValueError(
-            "Evaluation needs trained weights: give MODEL.WEIGHTS a .safetensors file or a "
-            "checkpoint folder, or --resume to take the last checkpoint of OUTPUT_DIR."
-        )
-    weights_file = checkpointer.find_weights(path)
-    model = RoseTrainer.build_model(cfg)
-    checkpointer = RoseCheckpointer(model, allow_missing_keys=cfg.MODEL.ALLOW_MISSING_KEYS)
-    checkpointer.load(weights_file)
-    results = RoseTrainer.test(
-        cfg,
-        model,
-        weights=_shared_description(weights_file),
-        overwrite_predictions=overwrite_predictions,
-    )
-    if len(cfg.DATASETS.TEST) == 1:
-        results = {cfg.DATASETS.TEST[0]: results}
+    if weights is None or not cfg.TEST.SAVE_PREDICTIONS:
+        loader: BatchLoader = build_rose_test_loader(cfg, dataset_name)
+        return inference_on_dataset(model, loader, evaluator)
+    samples = load_test_dicts(cfg, dataset_name)
+    store = _open_store(cfg, dataset_name, len(samples), weights, overwrite_predictions)
+    loader = _ResumedLoader(cfg, dataset_name, samples, store)
+    return inference_on_dataset(model, loader, evaluator, store=store)
+
+
+def _open_store(
+    cfg: CfgNode, dataset_name: str, num_samples: int, weights: Weights, overwrite: bool
+) -> PredictionStore:
+    folder = Path(cfg.OUTPUT_DIR) / PREDICTIONS_FOLDER / dataset_name
+    fingerprint = prediction_fingerprint(cfg, dataset_name, num_samples, weights.sha256)
+    store = PredictionStore(folder, fingerprint, overwrite=overwrite)
+    logger.info("Predictions are saved in %s; it has %d of %d", folder, len(store), num_samples)
     if comm.is_main_process():
-        record = run_record(cfg, results, weights_file)
-        logger.info("Results are in %s", write_record(record, cfg.OUTPUT_DIR))
-        logger.info("A report is in %s", write_report(cfg, results, cfg.OUTPUT_DIR, record))
-    return results
+        used = cfg.clone()
+        used.defrost()
+        used.MODEL.WEIGHTS = weights.path
+        (folder / _CONFIG_NAME).write_text(used.dump(), encoding="utf-8")
+    return store
 
 
-def _shared_description(weights_file: str) -> Weights:
-    """Name and hash of the weights; only the main process reads the file for it."""
-    sha256 = file_sha256(weights_file) if comm.is_main_process() else ""
-    return Weights(weights_file, comm.all_gather(sha256)[0])
+class _ResumedLoader:
+    """First the items that have outputs, as they are in the dataset, then batches of the rest.
+
+    Both are divided evenly among the processes. A batch that is not complete is run as a whole, so
+    that the model sees the same batches as without an interruption.
+    """
+
+    def __init__(
+        self, cfg: CfgNode, dataset_name: str, samples: Sequence[dict], store: PredictionStore
+    ) -> None:
+        size = cfg.TEST.IMS_PER_BATCH
+        stored: list[list[dict]] = []
+        rest: list[dict] = []
+        for start in range(0, len(samples), size):
+            batch = list(samples[start : start + size])
+            if all(sample_key(sample) in store for sample in batch):
+                stored.append(batch)
+            else:
+                rest += batch
+        self._own = [stored[i] for i in InferenceSampler(len(stored))] if stored else []
+        self._loader: BatchLoader = []
+        if rest:
+            self._loader = build_rose_test_loader(cfg, dataset_name, dicts=rest)
+        if stored:
+            num_stored = len(samples) - len(rest)
+            logger.info("%d items are not run again, but scored as saved", num_stored)
+
+    def __len__(self) -> int:
+        return len(self._own) + len(self._loader)
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        yield from self._own
+        yield from self._loader
+
+
+class SavedRun:
+    """The predictions of one dataset, with the config they were made with."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config_file: str | None = None,
+        opts: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            folder: OUTPUT_DIR/predictions/<dataset>.
+            config_file: None is the config saved beside the predictions.
+            opts: changes to the config.
+
+        Raises:
+            FileNotFoundError: the folder has no predictions, or the dataset is not there.
+            ValueError: the config does not fit the predictions, or some are missing.
+        """
+        self.store = PredictionStore(folder, None)
+        made = self.store.fingerprint
+        self.dataset_name: str = made["dataset"]
+        self.checkpoint_sha256: str = made["checkpoint_sha256"]
+        self.cfg = read_config(config_file or str(folder / _CONFIG_NAME), opts)
+        register_custom(self.cfg.DATASETS.CUSTOM)
+        check_test_datasets([self.dataset_name])
+        self._samples = load_test_dicts(self.cfg, self.dataset_name)
+        self._check(folder)
+
+    def score(self, output_dir: str) -> dict[str, Any]:
+        """Score all predictions anew.
+
+        Args:
+            output_dir: evaluators write into <output_dir>/inference/<dataset>.
+
+        Returns:
+            task -> metric -> number.
+        """
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = output_dir
+        evaluator = build_refinement_evaluator(cfg, self.dataset_name, build_evaluator)
+        batches = [[sample] for sample in self._samples]
+        return inference_on_dataset(_no_model, batches, evaluator, store=self.store)
+
+    def _check(self, folder: Path) -> None:
+        wanted = prediction_fingerprint(
+            self.cfg, self.dataset_name, len(self._samples), self.checkpoint_sha256
+        )
+        self.store.check_fingerprint(wanted)
+        missing = [key for key in map(sample_key, self._samples) if key not in self.store]
+        if missing:
+            raise ValueError(
+                f"{folder} has predictions of {len(self._samples) - len(missing)} of the "
+                f"{len(self._samples)} items of {self.dataset_name!r}; run the rest with "
+                "`train_net.py --eval-only --save-predictions`, which continues where it stopped."
+            )
+
+
+def _no_model(batched_inputs: list[dict]) -> list[dict]:
+    raise AssertionError("every item has a saved output, so no model is run")

@@ -8,16 +8,15 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
-from rose_d2.evaluation.category_evaluation import CategoryNameEvaluator
-from rose_d2.evaluation.instance_evaluation import RoseCOCOEvaluator
-from rose_d2.evaluation.panoptic_evaluation import RosePanopticEvaluator
-from rose_d2.evaluation.referring_evaluation import RefCOCOEvaluator
-from rose_d2.evaluation.semantic_evaluation import RoseSemSegEvaluator
-from rose_d2.modeling.lexical_relations import class_similarity_matrix
-from rose_d2.modeling.text_embeddings import TextEmbeddingBank
-from rose_d2.modeling.vocabulary import CategoryVocabulary
-from rose_d2.modeling.vocabulary_build import build_vocabulary
-from rose_d2.structures.patch_grid import PatchGrid
+from rose_d2.evaluation.instance import RoseCOCOEvaluator
+from rose_d2.evaluation.names import CategoryNameEvaluator
+from rose_d2.evaluation.panoptic import RosePanopticEvaluator
+from rose_d2.evaluation.referring import RefCOCOEvaluator
+from rose_d2.evaluation.semantic import RoseSemSegEvaluator
+from rose_d2.structures.patches import PatchGrid
+from rose_d2.vocabulary.text_embeddings import TextEmbeddingBank
+from rose_d2.vocabulary.vocabulary import CategoryVocabulary, build_vocabulary
+from rose_d2.vocabulary.wordnet import class_similarity_matrix
 
 EVALUATOR_TYPES = ("coco", "sem_seg", "coco_panoptic_seg", "refcoco")
 

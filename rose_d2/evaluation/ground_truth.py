@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from rose_d2.data.annotated_regions import segmentation_to_rle
+from rose_d2.data.annotations import segmentation_to_rle, square_view
+from rose_d2.data.datasets.refer_files import ALL_SENTENCES
+from rose_d2.layers.masks import mask_centre
+from rose_d2.structures.patches import PatchGrid
 
 
 @dataclass(frozen=True)
@@ -85,3 +90,136 @@ def _load_segments(dataset_dict: dict) -> GroundTruthObjects:
     return GroundTruthObjects(
         masks, [class_id for _, class_id, _ in groups], [is_stuff for is_stuff, _, _ in groups]
     )
+
+
+class ReferringTarget:
+    """The objects a referring sample is about.
+
+    A crowd counts like any object: somebody described it. Pixels of "ignore_annotations" are left
+    out of the score, whatever else covers them.
+    """
+
+    def __init__(self, sample: dict) -> None:
+        """
+        Args:
+            sample: a referring dataset dict with height, width, "annotations", "target_indices"
+                (positions in them, none or several) and, optionally, "ignore_annotations" (more
+                COCO-style annotations, e.g. what ReasonSeg labels "ignore").
+        """
+        self._annotations = sample["annotations"]
+        self._indices = list(sample["target_indices"])
+        self._ignored = sample.get("ignore_annotations")
+        self.size = int(sample["height"]), int(sample["width"])
+        self._masks = [self._decode(self._annotations[index]) for index in self._indices]
+        self.mask = self._union(self._masks)  # bool (H, W), of all objects
+        ignored = [self._decode(annotation) for annotation in self._ignored or ()]
+        self.ignore = self._union(ignored) if ignored else None  # bool (H, W) or None
+        self._patches: dict[tuple[PatchGrid, int], frozenset[int]] = {}
+
+    def __len__(self) -> int:
+        """Number of objects."""
+        return len(self._indices)
+
+    def fits(self, sample: dict) -> bool:
+        """Whether a sample has this target, as sentences of one reference do."""
+        return (
+            self._annotations is sample["annotations"]
+            and self._indices == list(sample["target_indices"])
+            and self._ignored is sample.get("ignore_annotations")
+        )
+
+    def window_patches(self, grid: PatchGrid, window: int) -> frozenset[int]:
+        """Patches that may answer: the windows around the objects' centres, as in training.
+
+        Args:
+            grid: over the square view.
+            window: side of a window in patches.
+        """
+        if (grid, window) not in self._patches:
+            centres = [self._centre(mask, grid.image_size) for mask in self._masks if mask.any()]
+            self._patches[grid, window] = frozenset(
+                patch for centre in centres for patch in grid.window(centre, window).tolist()
+            )
+        return self._patches[grid, window]
+
+    def _centre(self, mask: np.ndarray, side: int) -> tuple[float, float]:
+        """(x, y) of a mask's centre in pixels of the square view."""
+        view = square_view(mask, side)
+        if not view.any():  # lost between the pixels of the view
+            view = mask
+        x, y = mask_centre(torch.from_numpy(view))
+        return x / view.shape[1] * side, y / view.shape[0] * side
+
+    def _decode(self, annotation: dict) -> np.ndarray:
+        return decode_segmentation(annotation, *self.size).numpy()
+
+    def _union(self, masks: list[np.ndarray]) -> np.ndarray:
+        return np.any(masks, axis=0) if masks else np.zeros(self.size, dtype=bool)
+
+
+class DatasetGroundTruth:
+    """What a registered dataset knows about the inputs made of it."""
+
+    def __init__(self, dataset_name: str) -> None:
+        """
+        Args:
+            dataset_name: registered dataset.
+        """
+        self.dataset_name = dataset_name
+
+    def objects(self, item: dict) -> GroundTruthObjects:
+        """The annotated objects of an image.
+
+        Raises:
+            ValueError: the dataset has no masks of objects, or not this image.
+        """
+        objects = load_objects(self._record(item))
+        if objects is None:
+            raise ValueError(
+                f"Dataset {self.dataset_name!r} has neither annotations nor panoptic segments, so "
+                "its instances cannot be refined; set TEST.REFINEMENT.ENABLED to False for it."
+            )
+        return objects
+
+    def labels(self, item: dict) -> Tensor:
+        """The class of every pixel, long (H, W), -1 where unlabelled."""
+        record = self._record(item)
+        with PathManager.open(record["sem_seg_file_name"], "rb") as file:
+            labels = torch.from_numpy(np.array(Image.open(file), dtype=np.int64))
+        ignored = MetadataCatalog.get(self.dataset_name).ignore_label
+        return torch.where(labels == ignored, -1, labels)
+
+    def target(self, item: dict) -> ReferringTarget:
+        """What an expression refers to."""
+        return ReferringTarget(self._record(item))
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names by contiguous class of a semantic dataset, the first of a list of synonyms."""
+        names = MetadataCatalog.get(self.dataset_name).stuff_classes
+        return [name.split(",")[0].strip() for name in names]
+
+    @cached_property
+    def _records(self) -> dict[tuple, dict]:
+        records: dict[tuple, dict] = {}
+        for record in DatasetCatalog.get(self.dataset_name):
+            records[_key(record)] = record
+            if "ref_id" in record:
+                # All sentences of a reference in one prompt have one target.
+                records.setdefault(_key({**record, "sent_id": ALL_SENTENCES}), record)
+        return records
+
+    def _record(self, item: dict) -> dict:
+        key = _key(item)
+        if key not in self._records:
+            raise ValueError(
+                f"Dataset {self.dataset_name!r} has no item {key}; refine the items of the "
+                "dataset's own test loader."
+            )
+        return self._records[key]
+
+
+def _key(sample: dict) -> tuple:
+    if "ref_id" in sample:
+        return "expression", int(sample["ref_id"]), int(sample["sent_id"])
+    return "image", sample["image_id"]

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from tqdm import tqdm
 
-from rose_d2.layers.mask_ops import pairwise_mask_iou
+from rose_d2.layers.masks import pairwise_mask_iou
 from rose_d2.modeling.meta_arch.rose import ROSE
-from rose_d2.modeling.patch_analyzer.super_patch import ROLES
-from rose_d2.structures.query_proposals import QueryProposals
+from rose_d2.modeling.patch_analyzer import ROLES
+from rose_d2.structures.patches import QueryProposals
 
 
 @dataclass

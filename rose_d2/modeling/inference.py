@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.structures import Instances
 
-from rose_d2.layers.nms import mask_nms
+from rose_d2.layers.masks import mask_nms
+from rose_d2.modeling.assignment import patches_touching, select_patches
 from rose_d2.modeling.backbone.lmm import LMMBackbone
 from rose_d2.modeling.category_decoder import CandidateTrie, CategoryDecoder
-from rose_d2.modeling.inference_settings import InferenceSettings
-from rose_d2.modeling.mapping_rules import MAPPING_RULES
-from rose_d2.modeling.mask_candidates import classes_at
-from rose_d2.modeling.mask_head.sam_mask_head import SAMMaskHead
-from rose_d2.modeling.panoptic_inference import panoptic_inference, panoptic_levels
-from rose_d2.modeling.patch_analyzer.patch_analyzer import StandardPatchAnalyzer
-from rose_d2.modeling.patch_analyzer.selection import patches_touching, select_patches
-from rose_d2.modeling.patch_analyzer.super_patch import ANY_ROLE, STUFF_ROLE
-from rose_d2.modeling.postprocessing import instance_inference, referring_inference
-from rose_d2.modeling.semantic_inference import semantic_inference
-from rose_d2.modeling.vocabulary import CategoryVocabulary
-from rose_d2.structures.patch_grid import PatchGrid
-from rose_d2.structures.query_proposals import QueryProposals
+from rose_d2.modeling.mask_head import SAMMaskHead
+from rose_d2.modeling.patch_analyzer import ANY_ROLE, STUFF_ROLE, StandardPatchAnalyzer
+from rose_d2.modeling.postprocessing import (
+    classes_at,
+    instance_inference,
+    panoptic_inference,
+    panoptic_levels,
+    referring_inference,
+    semantic_inference,
+)
+from rose_d2.structures.patches import PatchGrid, QueryProposals
+from rose_d2.vocabulary.vocabulary import MAPPING_RULES, CategoryVocabulary
 
 # The leaf of a candidate list for everything that is none of the candidates.
 OTHER_NAME = "other"
@@ -242,3 +244,62 @@ def _allowed_names(item: dict) -> tuple[str, ...]:
     # The one answer of the other tasks about one region cannot be rejected.
     leaves = () if item["task"] in ONE_MASK_TASKS else (OTHER_NAME,)
     return tuple(dict.fromkeys([*item["candidates"], *leaves]))
+
+
+@dataclass(frozen=True)
+class InferenceSettings:
+    """Thresholds and counts; `rose_d2/config/defaults.py` explains each and names its source."""
+
+    top_k: int
+    top_k_stuff: int
+    score_thresh: float
+    nms_thresh: float
+    nms_class_aware: bool
+    nms_longest_side: int
+    non_object_score: float
+    semantic_merge: str
+    panoptic_score_thresh: float
+    panoptic_overlap_thresh: float
+    multi_target: bool
+    headline_level: str
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> InferenceSettings:
+        """Read the TEST group."""
+        test = cfg.TEST
+        return cls(
+            top_k=test.TOP_K,
+            top_k_stuff=test.TOP_K_STUFF,
+            score_thresh=test.SCORE_THRESH,
+            nms_thresh=test.NMS.THRESH,
+            nms_class_aware=test.NMS.CLASS_AWARE,
+            nms_longest_side=test.NMS.LONGEST_SIDE,
+            non_object_score=test.SEMANTIC.NON_OBJECT_SCORE,
+            semantic_merge=test.SEMANTIC.MERGE,
+            panoptic_score_thresh=test.PANOPTIC.SCORE_THRESH,
+            panoptic_overlap_thresh=test.PANOPTIC.OVERLAP_THRESH,
+            multi_target=test.REFERRING.MULTI_TARGET,
+            headline_level=test.VOCABULARY.LEVEL,
+        )
+
+    def objectness_floor(self, task: str) -> float:
+        """The objectness below which a candidate leaves no trace in the outputs of a task.
+
+        Leaving such candidates out before masks are compared and names are decoded, which costs
+        as much as the rest of the image, changes nothing: they only suppress or hide candidates
+        of still lower objectness.
+
+        Args:
+            task: "semantic", "instance", "panoptic" or "referring".
+
+        Returns:
+            For instances their score threshold. A semantic candidate below the score of "no
+            object" wins no pixel, unless candidates add up; a panoptic one has its own threshold.
+            Both outputs come with instances.
+        """
+        if task == "semantic":
+            hidden = self.non_object_score if self.semantic_merge == "max" else 0.0
+            return min(self.score_thresh, hidden)
+        if task == "panoptic":
+            return min(self.score_thresh, self.panoptic_score_thresh)
+        return self.score_thresh

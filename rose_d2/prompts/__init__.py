@@ -1,1 +1,0 @@
-"""Everything made of words: templates, conversations and tokenizers."""

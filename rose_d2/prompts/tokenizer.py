@@ -8,7 +8,7 @@ from importlib import resources
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rose_d2.prompts.special_tokens import IMAGE_TOKEN
+from rose_d2.prompts.conversation import IMAGE_TOKEN
 
 START_TOKEN = "<|im_start|>"
 END_TOKEN = "<|im_end|>"

@@ -9,11 +9,9 @@ from detectron2.structures import Instances
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rose_d2.refinement.dataset_ground_truth import DatasetGroundTruth
-from rose_d2.refinement.merging import answer_class, is_answered
-from rose_d2.refinement.region_refinement import RegionRefinement, refinement_input
-from rose_d2.refinement.settings import RefinementSettings
-from rose_d2.refinement.task_refinement import TASK_REFINEMENTS, TaskRefinement
+from rose_d2.evaluation.ground_truth import DatasetGroundTruth
+from rose_d2.refinement.regions import RefinementSettings, RegionRefinement, refinement_input
+from rose_d2.refinement.tasks import TASK_REFINEMENTS, TaskRefinement, answer_class, is_answered
 
 # What the instances say about other levels of the vocabulary than the headline's.
 _LEVEL_FIELDS = ("mapped_classes", "mapping_rules")

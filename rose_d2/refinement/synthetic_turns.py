@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from rose_d2.data.mask_corruption import IouRange, holes_and_patches, shrink_or_stretch
 from rose_d2.evaluation.ground_truth import GroundTruthObjects, load_objects
-from rose_d2.layers.mask_ops import mask_areas
-from rose_d2.refinement.merging import is_answered
-from rose_d2.refinement.region_refinement import RegionRefinement, refinement_input
-from rose_d2.structures.refinement_request import SITUATIONS
+from rose_d2.layers.masks import mask_areas
+from rose_d2.refinement.regions import RegionRefinement, refinement_input
+from rose_d2.refinement.tasks import is_answered
+from rose_d2.structures.segments import SITUATIONS
 
 # How much the priors overlap their objects.
 PRIOR_IOU: IouRange = (0.5, 0.7)

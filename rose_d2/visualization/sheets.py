@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from rose_d2.visualization.texts import printable
+from rose_d2.visualization.visualizer import printable
 
 _GAP = 12
 _WHITE = (255, 255, 255)

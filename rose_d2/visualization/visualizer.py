@@ -1,27 +1,30 @@
 """Masks with their generated names, drawn on the image."""
 
+import colorsys
 import math
+import zlib
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from detectron2.data.catalog import Metadata
+from detectron2.data import Metadata
 from detectron2.structures import Instances
+from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import VisImage, Visualizer
 from matplotlib.collections import LineCollection
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image
 from torch import Tensor
 
-from rose_d2.layers.label_placement import place_labels
-from rose_d2.visualization.colours import colour_of, lightened
-from rose_d2.visualization.texts import label_text
+from rose_d2.visualization.label_placement import place_labels
 
 # A picture is drawn with its longest side between these, whatever the size of the image.
 _MIN_DRAWN_SIDE = 640
 _MAX_DRAWN_SIDE = 1600
 _THING_ALPHA, _STUFF_ALPHA = 0.45, 0.32
 _CROWD = 20
+_LABEL_LUMINANCE = 0.65
+_LONGEST_LABEL = 36
 
 
 class RoseVisualizer(Visualizer):
@@ -240,3 +243,49 @@ def _tint(
     solid = np.full_like(canvas, np.rint(255 * np.array(colour)))
     blended = cv2.addWeighted(canvas, 1 - alpha, solid, alpha, 0)
     cv2.copyTo(blended, mask.astype(np.uint8), canvas)
+
+
+def colour_of(name: str) -> tuple[float, float, float]:
+    """The colour of a category: the same for a name in every picture and every run.
+
+    Args:
+        name: a generated name; upper case and spacing make no difference.
+
+    Returns:
+        (red, green, blue) in [0, 1].
+    """
+    key = " ".join(name.casefold().split())
+    return _PALETTE[zlib.crc32(key.encode("utf-8")) % len(_PALETTE)]
+
+
+def _build_palette() -> list[tuple[float, float, float]]:
+    """detectron2's colours without greys and near-blacks, which vanish on a photograph."""
+    distinct = dict.fromkeys(tuple(map(float, row)) for row in colormap(rgb=True, maximum=1))
+    hsv = {colour: colorsys.rgb_to_hsv(*colour) for colour in distinct}
+    return [colour for colour, (_, s, v) in hsv.items() if s >= 0.35 and v >= 0.6]
+
+
+_PALETTE = _build_palette()
+
+
+def lightened(colour: tuple[float, float, float]) -> tuple[float, float, float]:
+    """Mix a colour with white until it is readable on the dark background of a label."""
+    red, green, blue = colour
+    luminance = 0.299 * red + 0.587 * green + 0.114 * blue
+    white = max(0.0, (_LABEL_LUMINANCE - luminance) / (1 - luminance))
+    return tuple(white + (1 - white) * channel for channel in colour)
+
+
+def label_text(name: str, score: float | None) -> str:
+    """A name, shortened if it is very long, with its score in percent if it has one."""
+    text = printable(name)
+    if len(text) > _LONGEST_LABEL:
+        text = text[: _LONGEST_LABEL - 1] + "…"
+    return text if score is None else f"{text} {100 * score:.0f}%"
+
+
+def printable(text: str) -> str:
+    """One line of characters the font has; a generated name may hold anything."""
+    font = get_font(findfont(FontProperties(family=["sans-serif"])))
+    known = (c if c.isprintable() and font.get_char_index(ord(c)) else "?" for c in text)
+    return "".join(" " if c.isspace() else k for c, k in zip(text, known, strict=True)).strip()

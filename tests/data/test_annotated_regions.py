@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from rose_d2.data.annotated_regions import (
+from rose_d2.data.annotations import (
     decode_annotations,
     decode_label_map,
     decode_panoptic,

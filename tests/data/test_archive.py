@@ -1,4 +1,4 @@
-from rose_d2.data.download_sources import select_archives
+from rose_d2.prepare.sources import select_archives
 
 
 def test_present_means_everything_is_there_and_not_empty(tmp_path):

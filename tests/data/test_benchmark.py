@@ -2,14 +2,14 @@ import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 
-from rose_d2.config import add_rose_config
-from rose_d2.data.benchmark import (
+from rose_d2.config.defaults import add_rose_config
+from rose_d2.data.datasets.registration import unregister
+from rose_d2.profiling.pipeline import (
     COCO_LIKE,
     measure_memory,
     measure_throughput,
     register_coco_like,
 )
-from rose_d2.data.datasets.registration import unregister
 
 
 @pytest.fixture

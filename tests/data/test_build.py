@@ -6,15 +6,11 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
-from rose_d2.config import add_rose_config
+from rose_d2.config.defaults import add_rose_config
 from rose_d2.data import build
-from rose_d2.data.build import (
-    build_rose_test_loader,
-    build_rose_train_loader,
-    load_training_dicts,
-)
+from rose_d2.data.build import build_rose_test_loader, build_rose_train_loader, load_training_dicts
 from rose_d2.data.datasets.builtin import DEFAULT_ROOT
-from rose_d2.data.datasets.refer_registry import register_refer
+from rose_d2.data.datasets.refcoco import register_refer
 from rose_d2.data.datasets.registration import unregister
 from rose_d2.data.image_io import ImageReadError
 

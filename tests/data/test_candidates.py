@@ -3,8 +3,8 @@ import pytest
 from detectron2.data import Metadata, MetadataCatalog
 
 import rose_d2  # noqa: F401  (registers the datasets)
-from rose_d2.data.candidates import check_candidate_mode, dataset_candidates, draw_candidates
-from rose_d2.modeling.vocabulary import CategoryVocabulary
+from rose_d2.data.scene_targets import check_candidate_mode, dataset_candidates, draw_candidates
+from rose_d2.vocabulary.vocabulary import CategoryVocabulary
 
 VOCABULARY = [f"class {i}" for i in range(20)]
 

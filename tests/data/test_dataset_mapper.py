@@ -3,7 +3,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 
-from rose_d2.config import add_rose_config
+from rose_d2.config.defaults import add_rose_config
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
 from rose_d2.data.image_io import ImageReadError
 

@@ -9,9 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from rose_d2.data import remote_file, transfer
-from rose_d2.data.download import fetch, sole_owner
-from rose_d2.data.remote_file import DownloadError, RemoteFile, format_size
+from rose_d2.prepare import download as remote_file
+from rose_d2.prepare import download as transfer
+from rose_d2.prepare.download import DownloadError, RemoteFile, fetch, format_size, sole_owner
 
 CONTENT = bytes(range(256)) * 40  # 10 240 bytes, every place in a period is different
 SHA256 = "sha256:" + hashlib.sha256(CONTENT).hexdigest()

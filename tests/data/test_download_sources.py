@@ -3,7 +3,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from rose_d2.data.download_sources import ARCHIVES, families, select_archives
+from rose_d2.prepare.sources import ARCHIVES, families, select_archives
 
 EACH = pytest.mark.parametrize("archive", ARCHIVES, ids=lambda archive: archive.key)
 

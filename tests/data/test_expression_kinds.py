@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from rose_d2.data.clipart.expressions import list_expressions
-from rose_d2.data.clipart.scene import compose_scene
-from rose_d2.data.expression_kinds import EXPRESSION_KINDS, expression_kind
+from rose_d2.data.datasets.refer_files import EXPRESSION_KINDS, expression_kind
+from rose_d2.synthetic.expressions import list_expressions
+from rose_d2.synthetic.scene import compose_scene
 
 
 @pytest.mark.parametrize(

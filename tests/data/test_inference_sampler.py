@@ -1,6 +1,6 @@
 import pytest
 
-from rose_d2.data.inference_sampler import WholeBatchSampler
+from rose_d2.data.build import WholeBatchSampler
 
 
 def batches_of(monkeypatch, size, batch_size, num_processes):

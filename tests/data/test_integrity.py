@@ -2,12 +2,13 @@ import json
 
 import pytest
 from detectron2.config import get_cfg
+from scripts import load_script
 
-from rose_d2.config import add_rose_config
+from rose_d2.config.defaults import add_rose_config
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
 from rose_d2.data.datasets.registration import DatasetEntry, register, unregister
-from rose_d2.data.integrity import check_dataset
 
+check_dataset = load_script("tools/check_data.py").check_dataset
 NAME = "rose_test_integrity"
 
 

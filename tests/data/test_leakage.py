@@ -7,9 +7,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 
 from rose_d2.data import leakage
-from rose_d2.data.datasets.refer_registry import register_refer
+from rose_d2.data.datasets.refcoco import register_refer
 from rose_d2.data.leakage import evaluation_images, exclude_evaluation_images
-from rose_d2.data.miniature.refer import write_refer
+from rose_d2.synthetic.miniature_refer import write_refer
 
 SPLITS = {
     "refcoco/refs(unc).p": {"train": [1, 2, 3], "val": [4], "testA": [5], "testB": [6]},

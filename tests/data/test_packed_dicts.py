@@ -9,7 +9,7 @@ import pytest
 import torch.utils.data as torchdata
 from detectron2.structures import BoxMode
 
-from rose_d2.data.packed_dicts import PackedDicts
+from rose_d2.data.build import PackedDicts
 
 
 def _annotations(count):

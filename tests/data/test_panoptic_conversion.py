@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rose_d2.data.panoptic_conversion import PanopticImage, id_to_rgb, write_coco_panoptic
+from rose_d2.prepare.preparation import PanopticImage, id_to_rgb, write_coco_panoptic
 
 CATEGORIES = [{"id": 1, "name": "dog", "isthing": 1}, {"id": 7, "name": "sky", "isthing": 0}]
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rose_d2.data.datasets.broken import BrokenAnnotations
-from rose_d2.data.preparation import (
+from rose_d2.data.datasets.registration import BrokenAnnotations
+from rose_d2.prepare.preparation import (
     dump_json,
     preparation_parser,
     run_main,

@@ -2,7 +2,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rose_d2.data.build import build_rose_test_loader, load_test_dicts
-from rose_d2.data.referring_samples import ALL_SENTENCES, referring_samples, sample_key
+from rose_d2.data.datasets.refer_files import ALL_SENTENCES, referring_samples, sample_key
 
 
 def _dict(ref_id, sent_id, sentence, target=0):

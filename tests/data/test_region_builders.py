@@ -13,13 +13,11 @@ from detectron2.config import get_cfg
 from detectron2.data.catalog import Metadata
 from PIL import Image
 
-from rose_d2.config import add_rose_config
+from rose_d2.config.defaults import add_rose_config
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
-from rose_d2.data.refinement_builder import RefinementTargetBuilder
-from rose_d2.data.region_builders import RegionTargetBuilder
-from rose_d2.prompts.counting import NOTHING_FOUND
-from rose_d2.prompts.refinement_templates import box_in_words
-from rose_d2.structures.refinement_request import SITUATIONS
+from rose_d2.data.region_targets import RefinementTargetBuilder, RegionTargetBuilder
+from rose_d2.prompts.instructions import NOTHING_FOUND, box_in_words
+from rose_d2.structures.segments import SITUATIONS
 
 THINGS = ["dog", "cat", "red car"]
 ALL = [*THINGS, "sky", "grass"]

@@ -3,7 +3,7 @@ import pytest
 import torch
 from detectron2.data.catalog import Metadata
 
-from rose_d2.data.target_builders import TARGET_BUILDERS
+from rose_d2.data.scene_targets import TARGET_BUILDERS
 
 THINGS = ["dog", "cat", "red car"]
 

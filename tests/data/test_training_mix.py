@@ -1,8 +1,8 @@
 import pytest
 from detectron2.config import get_cfg
 
-from rose_d2.config import add_rose_config
-from rose_d2.data.training_mix import DatasetView, training_weights
+from rose_d2.config.defaults import add_rose_config
+from rose_d2.data.mixture import DatasetView, training_weights
 
 
 @pytest.fixture

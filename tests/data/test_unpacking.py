@@ -5,9 +5,9 @@ import zipfile
 
 import pytest
 
-from rose_d2.data import remote_file
-from rose_d2.data.remote_file import DownloadError
-from rose_d2.data.unpacking import UnpackError, unpack
+from rose_d2.prepare import download
+from rose_d2.prepare.download import DownloadError
+from rose_d2.prepare.unpacking import UnpackError, unpack
 
 
 def zip_of(path, members):
@@ -202,7 +202,7 @@ def test_ctrl_c_leaves_nothing(tmp_path, root, monkeypatch):
         raise KeyboardInterrupt
 
     archive = zip_of(tmp_path / "a.zip", {"1.txt": "one"})
-    monkeypatch.setattr("rose_d2.data.unpacking.shutil.copyfileobj", interrupted)
+    monkeypatch.setattr("rose_d2.prepare.unpacking.shutil.copyfileobj", interrupted)
     with pytest.raises(KeyboardInterrupt):
         unpack(archive, root)
     assert list(root.iterdir()) == []
@@ -210,7 +210,7 @@ def test_ctrl_c_leaves_nothing(tmp_path, root, monkeypatch):
 
 def test_the_disk_is_asked_first(tmp_path, root, monkeypatch):
     archive = zip_of(tmp_path / "a.zip", {"1.txt": "a" * 5000})
-    monkeypatch.setattr(remote_file.shutil, "disk_usage", lambda _: type("", (), {"free": 4000}))
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: type("", (), {"free": 4000}))
     with pytest.raises(DownloadError, match=r"a\.zip needs 5\.0 kB, but"):
         unpack(archive, root)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rose_d2.data import build
-from rose_d2.data.worker_signals import obey_only_the_parent
+from rose_d2.data.build import obey_only_the_parent
 
 
 def work(ready):

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from rose_d2.data import download_sources
-from rose_d2.data.archive import Archive
-from rose_d2.data.download import sole_owner
-from rose_d2.data.preparation import run_main
-from rose_d2.data.remote_file import RemoteFile
+from rose_d2.prepare import sources
+from rose_d2.prepare.download import RemoteFile, sole_owner
+from rose_d2.prepare.preparation import run_main
+from rose_d2.prepare.sources import Archive
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "download.py"
 
@@ -76,7 +75,7 @@ def table(server, tmp_path, monkeypatch):
         ),
         archive("spare", ("all_good",), substitutes=("data/good",)),
     )
-    monkeypatch.setattr(download_sources, "ARCHIVES", archives)
+    monkeypatch.setattr(sources, "ARCHIVES", archives)
     return archives
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from rose_d2.data.datasets.ade20k import Ade20kPaths
-from rose_d2.data.preparation import run_main
+from rose_d2.prepare.preparation import run_main
 
 SCRIPT_FOLDER = Path(__file__).parents[2] / "datasets"
 # In the files: classes count from 1, categories of the instance annotation from 1 among things.

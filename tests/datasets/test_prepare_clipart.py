@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import signal
@@ -8,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "prepare_clipart.py"
 SIZES = ["--num-train", "2", "--num-val", "1", "--num-val-unseen", "1", "--num-workers", "1"]
@@ -16,9 +16,7 @@ SIZES = ["--num-train", "2", "--num-val", "1", "--num-val-unseen", "1", "--num-w
 @pytest.fixture
 def main(monkeypatch):
     """The script's entry point, without its signal handler."""
-    spec = importlib.util.spec_from_file_location("prepare_clipart", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(SCRIPT)
     monkeypatch.setattr(module.signal, "signal", lambda *_: None)
     return module.main
 

@@ -1,6 +1,5 @@
 """Two images of 8 x 10 pixels: sky in rows 0-3, grass in rows 4-6, row 7 unlabelled."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
+from scripts import load_script
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "prepare_coco_stuff.py"
 HEIGHT, WIDTH = 8, 10
@@ -17,10 +17,7 @@ STEMS = ("000000000001", "000000000002")
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("prepare_coco_stuff", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def draw(rows, columns):

@@ -1,12 +1,12 @@
 """Training images of 6 x 8 pixels: sky in rows 0-2, road in rows 3-4, row 5 unlabelled."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from scripts import load_script
 
 from rose_d2.data.datasets.mapillary_vistas import V1_2, V2_0
 
@@ -17,10 +17,7 @@ KEYS = ("aaaaaaaaaaaaaaaaaaaaaa", "bbbbbbbbbbbbbbbbbbbbbb")
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("prepare_mapillary_vistas", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def label(name, version=V1_2):

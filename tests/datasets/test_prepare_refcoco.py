@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import shutil
 import sys
@@ -6,18 +5,16 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from scripts import load_script
 
-from rose_d2.data.miniature.refer import write_refer
+from rose_d2.synthetic.miniature_refer import write_refer
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "prepare_refcoco.py"
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("prepare_refcoco", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["prepare_refcoco"] = module
-    spec.loader.exec_module(module)
+    module = load_script(SCRIPT)
     yield module
     del sys.modules["prepare_refcoco"]
 

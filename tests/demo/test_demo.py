@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,10 +10,11 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
+from scripts import load_script
 
-from rose_d2.config import add_rose_config
-from rose_d2.engine.checkpoints.weights import save_weights
-from rose_d2.modeling.patch_analyzer.super_patch import ROLES, STUFF_ROLE
+from rose_d2.checkpoint.weights import save_weights
+from rose_d2.config.defaults import add_rose_config
+from rose_d2.modeling.patch_analyzer import ROLES, STUFF_ROLE
 from rose_d2.structures.category_names import CategoryNames
 
 ROOT = Path(__file__).parents[2]
@@ -72,10 +72,7 @@ class FakePredictor:
 def demo(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "demo"))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    spec = importlib.util.spec_from_file_location("rose_demo", ROOT / "demo" / "demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "demo" / "demo.py")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,9 +10,10 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 from PIL import Image
+from scripts import load_script
 
-from rose_d2.engine.predictor import RosePredictor
-from rose_d2.engine.session.session_state import SessionState
+from rose_d2.predictor.predictor import RosePredictor
+from rose_d2.predictor.session_state import SessionState
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "rose_tiny.yaml")
@@ -51,9 +51,7 @@ class FakePredictor:
 def demo(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "demo"))
     monkeypatch.setattr(sys, "path", list(sys.path))
-    spec = importlib.util.spec_from_file_location("rose_demo", ROOT / "demo" / "demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(ROOT / "demo" / "demo.py")
     import folder_run
 
     monkeypatch.setattr(folder_run, "RosePredictor", FakePredictor)

@@ -1,4 +1,4 @@
-"""Lets the tests of this folder import `toy_training`, and run its scripts."""
+"""Lets the tests of this folder run the scripts of tests/helpers."""
 
 import os
 import subprocess
@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 
 @pytest.fixture(scope="session")
 def run_script():
-    """Run a script of this folder on the CPU, one thread a process, and demand that it succeeds."""
+    """Run a script on the CPU, one thread a process, and demand that it succeeds."""
 
     def run(script: Path, *arguments, timeout: float) -> None:
         environment = {

@@ -6,10 +6,10 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from rose_d2.config import add_rose_config
+from rose_d2.config.defaults import add_rose_config
+from rose_d2.data.datasets.custom import CUSTOM_NAME, add_custom_data_arguments, use_custom_data
 from rose_d2.data.datasets.registration import unregister
-from rose_d2.data.training_mix import training_weights
-from rose_d2.engine.custom_data import CUSTOM_NAME, add_custom_data_arguments, use_custom_data
+from rose_d2.data.mixture import training_weights
 
 
 @pytest.fixture

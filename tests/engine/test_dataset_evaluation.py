@@ -5,15 +5,10 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from rose_d2.config.fingerprint import prediction_fingerprint
 from rose_d2.data.datasets.custom import register_custom
 from rose_d2.data.datasets.registration import unregister
-from rose_d2.engine.dataset_evaluation import (
-    SavedRun,
-    Weights,
-    check_test_datasets,
-    evaluate_dataset,
-)
-from rose_d2.engine.fingerprint import prediction_fingerprint
+from rose_d2.engine.evaluate import SavedRun, Weights, check_test_datasets, evaluate_dataset
 from rose_d2.evaluation.build import build_evaluator
 
 NAME = "four_pictures"

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from toy_training import ToyTrainer, seed_all, toy_config
 
-from rose_d2.engine import defaults
+from rose_d2.engine import trainer as defaults
 
 
 class Stopped(Exception):

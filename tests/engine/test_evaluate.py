@@ -4,10 +4,9 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from toy_training import ToyROSE, toy_config
 
-from rose_d2.engine.checkpoints.checkpointer import RoseCheckpointer
-from rose_d2.engine.defaults import RoseTrainer
-from rose_d2.engine.evaluate import evaluate_weights
-from rose_d2.engine.provenance import config_hash, file_sha256, library_versions
+from rose_d2.checkpoint.checkpointer import RoseCheckpointer
+from rose_d2.config.fingerprint import config_hash, file_sha256, library_versions
+from rose_d2.engine.trainer import RoseTrainer, evaluate_weights
 
 CALLS = []
 

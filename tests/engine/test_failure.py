@@ -4,14 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from scripts import ROOT
 
-from rose_d2.data.training_mix import DatasetView
-from rose_d2.engine.failure import is_users_mistake
+from rose_d2.data.mixture import DatasetView
+from rose_d2.engine.launch import is_users_mistake
 
-SCRIPT = Path(__file__).with_name("failing_jobs.py")
+SCRIPT = ROOT / "tests/helpers/failing_jobs.py"
 NO_PREDICTIONS = "failing_jobs.py: No predictions in "
 
 

@@ -1,13 +1,13 @@
 """Killed and preempted trainings go on as if nothing had happened; see interrupted_training.py."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from scripts import ROOT
 
-SCRIPT = Path(__file__).with_name("interrupted_training.py")
+SCRIPT = ROOT / "tests/helpers/interrupted_training.py"
 KILLS = 8
 ITERATIONS, MOVED_ITERATIONS = 150, 24
 IMAGES = 8  # per iteration: 4 at once, 2 times

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from scripts import ROOT
 
-SCRIPT = Path(__file__).with_name("launched_training.py")
+SCRIPT = ROOT / "tests/helpers/launched_training.py"
 pytestmark = pytest.mark.slow
 
 

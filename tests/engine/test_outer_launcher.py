@@ -2,8 +2,7 @@ import argparse
 
 import pytest
 
-from rose_d2.engine.failure import run_job
-from rose_d2.engine.outer_launcher import Place, started_by_launcher
+from rose_d2.engine.launch import Place, run_job, started_by_launcher
 
 COMMON = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 

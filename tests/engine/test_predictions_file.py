@@ -5,8 +5,8 @@ import pycocotools.mask as mask_util
 import pytest
 from pycocotools.coco import COCO
 
-from rose_d2.engine.predictions_file import PredictionsFile
-from rose_d2.structures.segment import Segment
+from rose_d2.predictor.predictions_file import PredictionsFile
+from rose_d2.structures.segments import Segment
 
 INFO = {"task": "instance", "vocabulary": ["dog", "cat"]}
 

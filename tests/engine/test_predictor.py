@@ -8,10 +8,11 @@ from detectron2.modeling import build_model
 from PIL import Image
 from torch import nn
 
-from rose_d2.config import add_rose_config
+from rose_d2.checkpoint.weights import save_weights
+from rose_d2.config.defaults import add_rose_config
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
-from rose_d2.engine.checkpoints.weights import save_weights
-from rose_d2.engine.predictor import RosePredictor, find_weights, resolve_task
+from rose_d2.predictor.predictor import RosePredictor, find_weights
+from rose_d2.predictor.questions import resolve_task
 
 CONFIG = Path(__file__).parents[2] / "configs" / "rose_tiny.yaml"
 

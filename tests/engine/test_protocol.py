@@ -1,15 +1,15 @@
 import pytest
 from detectron2.config import get_cfg
 
-from rose_d2.config import add_rose_config
-from rose_d2.engine.protocol import (
+from rose_d2.config.defaults import add_rose_config
+from rose_d2.reports.record import (
     LEVEL_WORDS,
     dataset_protocol,
     is_referring,
     level_in_words,
     measured_levels,
 )
-from rose_d2.modeling.mapping_rules import MAPPING_RULES
+from rose_d2.vocabulary.vocabulary import MAPPING_RULES
 
 
 @pytest.fixture

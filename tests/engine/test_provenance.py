@@ -7,14 +7,8 @@ import pytest
 from detectron2.data import DatasetCatalog
 from toy_training import toy_config
 
-from rose_d2.engine.provenance import (
-    config_hash,
-    file_sha256,
-    library_versions,
-    run_record,
-    write_record,
-    write_results,
-)
+from rose_d2.config.fingerprint import config_hash, file_sha256, library_versions
+from rose_d2.reports.record import run_record, write_record, write_results
 
 
 def test_hash_depends_on_what_is_computed_only(tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 
-from rose_d2.engine.read_config import read_config
+from rose_d2.config.read import read_config
 
 
 def test_file_and_command_line_are_merged():

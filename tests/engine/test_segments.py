@@ -5,10 +5,10 @@ import pytest
 import torch
 from detectron2.structures import Instances
 
-from rose_d2.engine.segments import merge_by_name, segments_from_output
-from rose_d2.modeling.patch_analyzer.super_patch import ROLES, STUFF_ROLE
+from rose_d2.modeling.patch_analyzer import ROLES, STUFF_ROLE
+from rose_d2.predictor.questions import merge_by_name, segments_from_output
 from rose_d2.structures.category_names import CategoryNames
-from rose_d2.structures.segment import Segment
+from rose_d2.structures.segments import Segment
 
 SMALL_ROLE = ROLES.index("small")
 

@@ -17,9 +17,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from rose_d2.layers.mask_ops import masks_to_boxes
-from rose_d2.modeling.vocabulary import MAPPING_RULES, counts_at
+from rose_d2.layers.masks import masks_to_boxes
 from rose_d2.structures.category_names import CategoryNames
+from rose_d2.vocabulary.vocabulary import MAPPING_RULES, counts_at
 
 CLASSES = ["dog", "cat", "sky", "grass"]
 # id: (contiguous class, is crowd); the ids are also those of the panoptic PNG.

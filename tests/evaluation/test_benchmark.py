@@ -4,7 +4,7 @@ import time
 import pytest
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 
-from rose_d2.evaluation.benchmark import EvaluationCost, measure_evaluation
+from rose_d2.profiling.pipeline import EvaluationCost, measure_evaluation
 
 BATCHES = [[{"image_id": i, "task": "referring"}] for i in range(40)]
 

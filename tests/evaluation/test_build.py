@@ -6,7 +6,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 
-from rose_d2.config import add_rose_config
+from rose_d2.config.defaults import add_rose_config
 from rose_d2.evaluation.build import build_evaluator
 
 

@@ -5,9 +5,8 @@ import pytest
 import torch
 from detectron2.utils import comm
 
-from rose_d2.evaluation.category_evaluation import CategoryNameEvaluator
-from rose_d2.evaluation.name_metrics import ObjectMatch
-from rose_d2.modeling.vocabulary import LEVELS, MAPPING_RULES
+from rose_d2.evaluation.names import CategoryNameEvaluator, ObjectMatch
+from rose_d2.vocabulary.vocabulary import LEVELS, MAPPING_RULES
 
 
 def _make(scenes, kind="coco_panoptic_seg", bounds=(32.0, 96.0), **options):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from rose_d2.evaluation.coco_average_precision import (
+from rose_d2.evaluation.instance import (
     FASTER,
     OFFICIAL,
     COCOeval_faster,
@@ -94,7 +94,7 @@ class TestFaster:
 
 def test_the_faster_one_is_taken_where_it_is_installed(monkeypatch):
     assert installed_implementation() == IMPLEMENTATIONS[-1]
-    monkeypatch.setattr("rose_d2.evaluation.coco_average_precision.COCOeval_faster", None)
+    monkeypatch.setattr("rose_d2.evaluation.instance.COCOeval_faster", None)
     assert installed_implementation() == OFFICIAL
 
 

@@ -13,17 +13,16 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Instances
 from PIL import Image
 
-from rose_d2.config import add_rose_config
-from rose_d2.data.clipart.splits import BenchmarkSettings
-from rose_d2.data.clipart.writer import write_benchmark
+from rose_d2.config.defaults import add_rose_config
 from rose_d2.data.datasets.builtin import DEFAULT_ROOT
 from rose_d2.data.datasets.clipart import register_clipart
 from rose_d2.data.datasets.custom import register_custom_coco, register_custom_labels
 from rose_d2.data.datasets.registration import unregister
 from rose_d2.evaluation.build import build_evaluator
 from rose_d2.evaluation.ground_truth import load_objects
-from rose_d2.layers.mask_ops import masks_to_boxes
+from rose_d2.layers.masks import masks_to_boxes
 from rose_d2.structures.category_names import CategoryNames
+from rose_d2.synthetic.clipart import BenchmarkSettings, write_benchmark
 
 NAME = "rose_test_custom_truth"
 

@@ -4,8 +4,13 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 
-from rose_d2.evaluation.image_scores import WrongName, score_image
-from rose_d2.evaluation.image_segments import ImageSegments, predicted_segments, true_segments
+from rose_d2.reports.image_scores import (
+    ImageSegments,
+    WrongName,
+    predicted_segments,
+    score_image,
+    true_segments,
+)
 
 NAMES = ["dog", "cat", "sky"]
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 
-from rose_d2.evaluation.image_segments import predicted_segments, true_segments
+from rose_d2.reports.image_scores import predicted_segments, true_segments
 
 
 def metadata(scenes, kind):

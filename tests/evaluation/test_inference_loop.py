@@ -8,8 +8,8 @@ from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 
 from rose_d2.evaluation.build import build_evaluator
-from rose_d2.evaluation.inference_loop import inference_on_dataset
-from rose_d2.evaluation.prediction_store import PredictionStore
+from rose_d2.evaluation.loop import inference_on_dataset
+from rose_d2.evaluation.predictions import PredictionStore
 
 BATCHES = [
     [{"image_id": 2 * i, "task": "instance"}, {"image_id": 2 * i + 1, "task": "instance"}]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from detectron2.structures import Instances
 
-from rose_d2.evaluation import instance_evaluation
-from rose_d2.evaluation.instance_evaluation import RoseCOCOEvaluator
-from rose_d2.modeling.vocabulary import LEVELS
+from rose_d2.evaluation import instance
+from rose_d2.evaluation.instance import RoseCOCOEvaluator
+from rose_d2.vocabulary.vocabulary import LEVELS
 
 
 @pytest.fixture
@@ -139,8 +139,8 @@ class TestLevels:
             asked.append((task, len(results)))
             return evaluate_coco(ground_truth, results, task, **options)
 
-        evaluate_coco = instance_evaluation.evaluate_coco
-        monkeypatch.setattr(instance_evaluation, "evaluate_coco", count)
+        evaluate_coco = instance.evaluate_coco
+        monkeypatch.setattr(instance, "evaluate_coco", count)
         run(mapped, levels=LEVELS)
         assert sorted(asked) == [(task, n) for task in ("bbox", "segm") for n in (1, 2, 3, 4)]
 

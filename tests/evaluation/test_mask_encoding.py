@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from pycocotools import mask as coco_mask
 
-from rose_d2.evaluation.mask_encoding import encode_masks
+from rose_d2.structures.mask_codec import encode_masks
 
 
 def test_masks_survive():

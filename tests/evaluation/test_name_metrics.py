@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from rose_d2.evaluation.name_metrics import (
+from rose_d2.evaluation.names import (
     ObjectMatch,
     mean_name_similarity,
     name_metrics,
     share_of_right_classes,
 )
-from rose_d2.modeling.vocabulary import MAPPING_RULES
+from rose_d2.vocabulary.vocabulary import MAPPING_RULES
 
 EXACT, SYNONYM, UNMAPPED = (MAPPING_RULES.index(r) for r in ("exact", "synonym", "unmapped"))
 

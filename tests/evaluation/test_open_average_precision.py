@@ -3,8 +3,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from rose_d2.evaluation.coco_average_precision import OFFICIAL, evaluate_coco
-from rose_d2.evaluation.open_average_precision import open_average_precision
+from rose_d2.evaluation.instance import OFFICIAL, evaluate_coco, open_average_precision
 
 IDS = {3: 0, 5: 1, 7: 2}
 

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from rose_d2.evaluation.open_metrics import check_similarity, open_mean_iou
-from rose_d2.evaluation.semantic_evaluation import mean_iou
+from rose_d2.evaluation.semantic import check_similarity, mean_iou, open_mean_iou
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from rose_d2.evaluation import panoptic_evaluation
-from rose_d2.evaluation.panoptic_evaluation import RosePanopticEvaluator
+from rose_d2.evaluation import panoptic as panoptic_evaluation
+from rose_d2.evaluation.panoptic import RosePanopticEvaluator
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rose_d2.evaluation import panoptic_quality
-from rose_d2.evaluation.panoptic_quality import ClassCredit, average_quality, count_segments
+from rose_d2.evaluation import panoptic
+from rose_d2.evaluation.panoptic import ClassCredit, average_quality, count_segments
 
 CATEGORIES = {10: {"isthing": 1}, 20: {"isthing": 1}, 30: {"isthing": 0}}
 IDENTITY = ClassCredit(np.eye(3), {10: 0, 20: 1, 30: 2}, CATEGORIES)
@@ -91,7 +91,7 @@ def test_an_independent_implementation_agrees(tmp_path, seed, credit):
 def test_several_processes_count_the_same(tmp_path, monkeypatch, credit):
     arguments = write(draw_images(0), tmp_path)
     whole = average_quality(count_segments(*arguments, credit), CATEGORIES, None)
-    monkeypatch.setattr(panoptic_quality, "_IMAGES_PER_TASK", 3)
+    monkeypatch.setattr(panoptic, "_IMAGES_PER_TASK", 3)
     parts = average_quality(count_segments(*arguments, credit), CATEGORIES, None)
     assert parts == pytest.approx(whole, abs=1e-9)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from rose_d2.evaluation.paper_results import (
+from rose_d2.reports.paper_results import (
     BENCHMARKS,
     ROSE,
     ROSE_CSR,

@@ -5,9 +5,9 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from rose_d2.evaluation.prediction_encoding import best_labels
-from rose_d2.evaluation.prediction_store import (
+from rose_d2.evaluation.predictions import (
     PredictionStore,
+    best_labels,
     decode_output,
     encode_output,
     sample_key,

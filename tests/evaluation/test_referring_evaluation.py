@@ -6,11 +6,10 @@ import pytest
 import torch
 from detectron2.utils import comm
 
-from rose_d2.data.referring_samples import referring_samples
+from rose_d2.data.datasets.refer_files import referring_samples
 from rose_d2.evaluation import ground_truth
-from rose_d2.evaluation.referring_evaluation import RefCOCOEvaluator
-from rose_d2.evaluation.referring_metrics import SentenceScore
-from rose_d2.structures.patch_grid import PatchGrid
+from rose_d2.evaluation.referring import RefCOCOEvaluator, SentenceScore
+from rose_d2.structures.patches import PatchGrid
 
 GRID = PatchGrid(6, 10)
 
@@ -244,7 +243,7 @@ def test_ignored_pixels_are_left_out(scenes, samples):
 
 def test_sentences_of_one_object_decode_it_once(evaluator, scenes, samples, monkeypatch):
     decoded = []
-    module = "rose_d2.evaluation.referring_targets.decode_segmentation"
+    module = "rose_d2.evaluation.ground_truth.decode_segmentation"
     decode = ground_truth.decode_segmentation
     monkeypatch.setattr(module, lambda a, *size: decoded.append(a["id"]) or decode(a, *size))
     results = _answer_all(evaluator, scenes)

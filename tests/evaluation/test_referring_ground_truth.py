@@ -10,13 +10,12 @@ from detectron2.data import MetadataCatalog
 from pycocotools import mask as coco_mask
 
 from rose_d2.data.build import build_rose_test_loader
-from rose_d2.data.clipart.splits import BenchmarkSettings
-from rose_d2.data.clipart.writer import write_benchmark
 from rose_d2.data.datasets.clipart import SPLITS, register_clipart
-from rose_d2.data.datasets.plain_pickle import load_plain_pickle
-from rose_d2.data.datasets.refer_registry import REFER_SPLITS, register_refer
-from rose_d2.data.miniature.refer import write_refer
+from rose_d2.data.datasets.refcoco import REFER_SPLITS, register_refer
+from rose_d2.data.datasets.refer_files import load_plain_pickle
 from rose_d2.evaluation.build import build_evaluator
+from rose_d2.synthetic.clipart import BenchmarkSettings, write_benchmark
+from rose_d2.synthetic.miniature_refer import write_refer
 
 REFER_NAMES = [
     f"{dataset}_{split_by}_{split}"

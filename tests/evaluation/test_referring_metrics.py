@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from rose_d2.evaluation.referring_metrics import (
+from rose_d2.evaluation.referring import (
     SentenceScore,
     mask_overlap,
     metrics_by_kind,

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from rose_d2.evaluation.referring_targets import ReferringTarget
-from rose_d2.structures.patch_grid import PatchGrid
+from rose_d2.evaluation.ground_truth import ReferringTarget
+from rose_d2.structures.patches import PatchGrid
 
 
 def _box(left, top, right, bottom, **more):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rose_d2.evaluation.semantic_evaluation import RoseSemSegEvaluator, mean_iou
+from rose_d2.evaluation.semantic import RoseSemSegEvaluator, mean_iou
 
 NO_OBJECT = 4
 
@@ -192,7 +192,7 @@ def test_processes_add_up(scenes, perfect, monkeypatch):
         single.process([sample], [output])
     sent = []
     monkeypatch.setattr(
-        "rose_d2.evaluation.semantic_evaluation.comm.gather",
+        "rose_d2.evaluation.semantic.comm.gather",
         lambda state, dst: sent.append(state) or sent,
     )
     idle.evaluate()

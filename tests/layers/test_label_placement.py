@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from rose_d2.layers.label_placement import place_labels
+from rose_d2.visualization.label_placement import place_labels
 
 
 def box_mask(x0, y0, x1, y1, size=(100, 100)):

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from rose_d2.layers import mask_ops
-from rose_d2.layers.mask_ops import (
+from rose_d2.layers import masks as mask_ops
+from rose_d2.layers.masks import (
     mask_areas,
     mask_centre,
     mask_coverage,

@@ -1,6 +1,6 @@
 import torch
 
-from rose_d2.layers.mlp import MLP
+from rose_d2.modeling.patch_analyzer import MLP
 
 
 def test_mlp_is_linear_relu_linear():

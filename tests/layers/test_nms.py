@@ -1,6 +1,6 @@
 import torch
 
-from rose_d2.layers.nms import mask_nms
+from rose_d2.layers.masks import mask_nms
 
 
 def _columns(*ranges):

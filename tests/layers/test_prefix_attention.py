@@ -2,7 +2,7 @@
 
 import torch
 
-from rose_d2.layers.prefix_attention import prefix_attention_mask
+from rose_d2.modeling.backbone.llava_onevision import prefix_attention_mask
 
 PROMPT, LENGTH = torch.tensor([3, 2]), torch.tensor([5, 3])
 

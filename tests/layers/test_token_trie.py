@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rose_d2.layers.token_trie import TokenTrie
+from rose_d2.modeling.category_decoder import TokenTrie
 
 END = 9
 

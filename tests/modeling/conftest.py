@@ -6,8 +6,8 @@ import pytest
 import torch
 from detectron2.structures import Instances
 
-from rose_d2.modeling.mapping_rules import MAPPING_RULES
 from rose_d2.structures.category_names import CategoryNames
+from rose_d2.vocabulary.vocabulary import MAPPING_RULES
 
 # Numbers of lexicographer files.
 TOPS, ANIMAL, ARTIFACT, BODY, COMMUNICATION = 3, 5, 6, 8, 10
@@ -125,8 +125,7 @@ def tiny_wordnet(tmp_path_factory):
 def relations(tiny_wordnet):
     """Lexical relations of the tiny WordNet."""
     pytest.importorskip("nltk")
-    from rose_d2.modeling.lexical_relations import LexicalRelations
-    from rose_d2.modeling.wordnet_files import WordNetFiles
+    from rose_d2.vocabulary.wordnet import LexicalRelations, WordNetFiles
 
     return LexicalRelations(WordNetFiles(tiny_wordnet))
 

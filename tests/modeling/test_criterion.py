@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from rose_d2.modeling.criterion import LossWeights, PairSupervision, RoseCriterion
+from rose_d2.modeling.supervision import LossWeights, PairSupervision, RoseCriterion
 
 ONES = LossWeights(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 

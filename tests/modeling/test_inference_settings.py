@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from rose_d2.modeling.inference_settings import InferenceSettings
+from rose_d2.modeling.inference import InferenceSettings
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rose_d2.modeling.vocabulary import CategoryVocabulary
+from rose_d2.vocabulary.vocabulary import CategoryVocabulary
 
 
 def vocabulary(relations, *names, **synonyms):

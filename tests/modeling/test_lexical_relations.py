@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from rose_d2.modeling import lexical_relations
-from rose_d2.modeling.lexical_relations import class_similarity_matrix, load_lexical_relations
+from rose_d2.vocabulary import wordnet as lexical_relations
+from rose_d2.vocabulary.wordnet import class_similarity_matrix, load_lexical_relations
 
 
 def above(relations, word):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rose_d2.modeling.mapping_rules import LEVELS, MAPPING_RULES, counts_at
+from rose_d2.vocabulary.vocabulary import LEVELS, MAPPING_RULES, counts_at
 
 
 def test_a_level_counts_its_rule_and_those_before_it():

@@ -1,6 +1,6 @@
 import torch
 
-from rose_d2.modeling.mask_candidates import best_first, binarised, classes_at, pixel_scores
+from rose_d2.modeling.postprocessing import best_first, binarised, classes_at, pixel_scores
 
 
 def test_a_class_counts_from_its_own_level_on(make_candidates):

@@ -1,6 +1,6 @@
 import pytest
 
-from rose_d2.modeling.name_normalisation import normalise_name, singular_forms
+from rose_d2.vocabulary.names import normalise_name, singular_forms
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rose_d2.modeling.noun_phrases import noun_phrases
+from rose_d2.vocabulary.names import noun_phrases
 
 
 @pytest.mark.parametrize(

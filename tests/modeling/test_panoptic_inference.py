@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rose_d2.modeling.panoptic_inference import panoptic_inference, panoptic_levels
+from rose_d2.modeling.postprocessing import panoptic_inference, panoptic_levels
 
 STUFF_ROLE = 3
 OPTIONS = {"score_threshold": 0.2, "overlap_threshold": 0.5, "stuff_role": STUFF_ROLE}

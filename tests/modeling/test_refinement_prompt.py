@@ -2,7 +2,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from rose_d2.modeling.refinement_prompt import RefinementPrompt, box_frames
+from rose_d2.modeling.meta_arch.rose import RefinementPrompt, box_frames
 
 SIDE = 12
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rose_d2.modeling.semantic_inference import SemanticScores, semantic_inference
+from rose_d2.modeling.postprocessing import SemanticScores, semantic_inference
 
 LEVELS = ("exact", "normalised", "synonym", "hyponym", "hypernym")
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import SiglipTextConfig, SiglipTextModel
 
-from rose_d2.modeling.text_embeddings import TextEmbeddingBank, ngram_embeddings
 from rose_d2.prompts.tokenizer import build_tokenizer
+from rose_d2.vocabulary.text_embeddings import TextEmbeddingBank, ngram_embeddings
 
 NAMES = ("red car", "blue car", "giraffe")
 

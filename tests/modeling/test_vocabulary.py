@@ -2,7 +2,8 @@ import pytest
 import torch
 from detectron2.data import Metadata
 
-from rose_d2.modeling.vocabulary import CategoryVocabulary, ClassSimilarity
+from rose_d2.vocabulary.text_embeddings import ClassSimilarity
+from rose_d2.vocabulary.vocabulary import CategoryVocabulary
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import Metadata
 
-from rose_d2.config import add_rose_config
-from rose_d2.modeling.text_embeddings import TextEmbeddingBank
-from rose_d2.modeling.vocabulary_build import build_vocabulary
+from rose_d2.config.defaults import add_rose_config
+from rose_d2.vocabulary.text_embeddings import TextEmbeddingBank
+from rose_d2.vocabulary.vocabulary import build_vocabulary
 
 SPELLING = ("exact", "normalised", "synonym")
 WORDNET = ("wordnet synonym", "hyponym", "hypernym", "part")

@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from rose_d2.modeling.wordnet_files import WordNetFiles, find_wordnet, noun_reader, open_wordnet
+from rose_d2.vocabulary.wordnet import WordNetFiles, find_wordnet, noun_reader, open_wordnet
 
 
 @pytest.fixture

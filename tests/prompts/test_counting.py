@@ -1,6 +1,6 @@
 import pytest
 
-from rose_d2.prompts.counting import NOTHING_FOUND, counting_response
+from rose_d2.prompts.instructions import NOTHING_FOUND, counting_response
 
 
 def test_the_papers_sentence():

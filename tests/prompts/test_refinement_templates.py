@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from rose_d2.prompts.refinement_templates import (
+from rose_d2.prompts.instructions import (
     REFINEMENT_INSTRUCTIONS,
     REGION_INSTRUCTIONS,
     box_in_words,
@@ -15,7 +15,7 @@ from rose_d2.prompts.refinement_templates import (
     normalised_box,
 )
 from rose_d2.prompts.tokenizer import build_tokenizer
-from rose_d2.structures.refinement_request import SITUATIONS, RefinementRequest
+from rose_d2.structures.segments import SITUATIONS, RefinementRequest
 
 BOX = (12, 30, 500, 999)
 REQUESTS = {

@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from rose_d2.prompts.templates import (
+from rose_d2.prompts.instructions import (
     CANDIDATE_CLAUSES,
     CATEGORY_DECODING_ASSISTANT,
     CATEGORY_DECODING_USER,

@@ -4,12 +4,12 @@ import re
 
 import pytest
 
-from rose_d2.prompts.counting import NOTHING_FOUND
-from rose_d2.prompts.templates import (
+from rose_d2.prompts.instructions import (
     CANDIDATE_CLAUSES,
     CATEGORY_DECODING_ASSISTANT,
     CATEGORY_DECODING_USER,
     INSTRUCTIONS,
+    NOTHING_FOUND,
 )
 from rose_d2.prompts.tokenizer import build_tokenizer
 

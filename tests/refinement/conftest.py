@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from torch import nn
 
-from rose_d2.layers.mask_ops import masks_to_boxes
+from rose_d2.layers.masks import masks_to_boxes
 from rose_d2.prompts.conversation import Conversation
 from rose_d2.structures.category_names import CategoryNames
 

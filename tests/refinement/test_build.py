@@ -4,8 +4,11 @@ import pytest
 from detectron2.data import MetadataCatalog
 from torch import nn
 
-from rose_d2.refinement.build import build_evaluation_model, build_refinement_evaluator
-from rose_d2.refinement.refinement_evaluation import RefinementEvaluator
+from rose_d2.refinement.evaluation import (
+    RefinementEvaluator,
+    build_evaluation_model,
+    build_refinement_evaluator,
+)
 from rose_d2.refinement.rose_with_refinement import ROSEWithRefinement
 
 

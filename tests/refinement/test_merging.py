@@ -1,9 +1,9 @@
 import torch
 from detectron2.structures import Boxes, Instances
 
-from rose_d2.layers.mask_ops import masks_to_boxes
-from rose_d2.refinement.merging import merge_instances, merge_referring, merge_semantic
-from rose_d2.refinement.region_refinement import RegionRefinement
+from rose_d2.layers.masks import masks_to_boxes
+from rose_d2.refinement.regions import RegionRefinement
+from rose_d2.refinement.tasks import merge_instances, merge_referring, merge_semantic
 from rose_d2.structures.category_names import CategoryNames
 
 SIZE = (4, 6)

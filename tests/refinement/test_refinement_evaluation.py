@@ -6,12 +6,8 @@ import pytest
 import torch
 from detectron2.evaluation import DatasetEvaluator
 
-from rose_d2.evaluation.prediction_encoding import decode_output, encode_output
-from rose_d2.refinement.refinement_evaluation import (
-    RefinementEvaluator,
-    metric_gains,
-    refinement_metrics,
-)
+from rose_d2.evaluation.predictions import decode_output, encode_output
+from rose_d2.refinement.evaluation import RefinementEvaluator, metric_gains, refinement_metrics
 
 
 class CountingEvaluator(DatasetEvaluator):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rose_d2.refinement.region_refinement import RegionRefinement, mask_in_view
+from rose_d2.refinement.regions import RegionRefinement, mask_in_view
 
 
 def test_a_mask_is_brought_to_the_square_view():

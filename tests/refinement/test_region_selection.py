@@ -6,13 +6,13 @@ import torch
 from detectron2.structures import Instances
 
 from rose_d2.evaluation.ground_truth import GroundTruthObjects
-from rose_d2.refinement.region_selection import (
+from rose_d2.refinement.regions import (
+    RefinementSettings,
     instance_regions,
     parts_mostly_of,
     referring_regions,
     semantic_regions,
 )
-from rose_d2.refinement.settings import RefinementSettings
 from rose_d2.structures.category_names import CategoryNames
 
 NAMES = ["dog", "cat", "sky"]

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from rose_d2.refinement.regions import RefinementSettings
 from rose_d2.refinement.rose_with_refinement import ROSEWithRefinement
-from rose_d2.refinement.settings import RefinementSettings
 
 
 def wrap(model, batch_size=8, **settings):

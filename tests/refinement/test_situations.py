@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rose_d2.refinement.situations import (
+from rose_d2.refinement.regions import (
     class_recall,
     confusion_matrix,
     judge_instance,

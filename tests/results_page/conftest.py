@@ -9,8 +9,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Instances
 from PIL import Image
 
-from rose_d2.evaluation.prediction_store import PredictionStore
-from rose_d2.layers.mask_ops import masks_to_boxes
+from rose_d2.evaluation.predictions import PredictionStore
+from rose_d2.layers.masks import masks_to_boxes
 from rose_d2.structures.category_names import CategoryNames
 
 NAME = "test_results_page"

@@ -1,6 +1,6 @@
 import re
 
-from rose_d2.results_page.histogram import score_histogram
+from rose_d2.reports.page import score_histogram
 
 
 def bars(scores):

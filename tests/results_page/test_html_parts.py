@@ -1,5 +1,5 @@
-from rose_d2.evaluation.image_scores import ImageScore, WrongName
-from rose_d2.results_page.html_parts import (
+from rose_d2.reports.image_scores import ImageScore, WrongName
+from rose_d2.reports.page import (
     Card,
     card_html,
     counted_names,

@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from rose_d2.results_page import page as page_module
-from rose_d2.results_page.page import build_page
-from rose_d2.results_page.scored_images import SavedPredictions, choose_images
+from rose_d2.reports import page as page_module
+from rose_d2.reports.image_scores import SavedPredictions, choose_images
+from rose_d2.reports.page import build_page
 
 VOID = {"meta", "img", "input"}
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rose_d2.evaluation.image_segments import ImageSegments
-from rose_d2.results_page.pictures import draw_segments, jpeg_data_uri
+from rose_d2.reports.image_scores import ImageSegments
+from rose_d2.reports.page import draw_segments, jpeg_data_uri
 
 IMAGE = np.full((24, 40, 3), 120, dtype=np.uint8)
 

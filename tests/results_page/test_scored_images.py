@@ -1,9 +1,9 @@
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from rose_d2.evaluation.image_scores import ImageScore
-from rose_d2.evaluation.prediction_store import PredictionStore
-from rose_d2.results_page.scored_images import (
+from rose_d2.evaluation.predictions import PredictionStore
+from rose_d2.reports.image_scores import (
+    ImageScore,
     SavedPredictions,
     ScoredImage,
     choose_images,

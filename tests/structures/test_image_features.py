@@ -1,6 +1,6 @@
 import torch
 
-from rose_d2.structures.image_features import ImageFeatures, stack_features
+from rose_d2.structures.patches import ImageFeatures, stack_features
 
 
 def features(value):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rose_d2.structures.patch_grid import PatchGrid
+from rose_d2.structures.patches import PatchGrid
 
 GRID = PatchGrid(side=6, patch_size=14)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rose_d2.structures.refinement_request import RefinementRequest
+from rose_d2.structures.segments import RefinementRequest
 
 BOX = (0, 30, 500, 999)
 

@@ -8,10 +8,9 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 
-from rose_d2.data.clipart.splits import BenchmarkSettings
-from rose_d2.data.clipart.writer import write_benchmark
+from rose_d2.checkpoint.weights import save_weights
 from rose_d2.data.datasets.clipart import clipart_metadata, load_clipart
-from rose_d2.engine.checkpoints.weights import save_weights
+from rose_d2.synthetic.clipart import BenchmarkSettings, write_benchmark
 
 TOOLS = Path(__file__).parents[2] / "tools"
 

@@ -1,20 +1,18 @@
-import importlib.util
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
-from rose_d2.data.benchmark import COCO_LIKE
 from rose_d2.data.datasets.registration import unregister
-from rose_d2.engine.planning.step_benchmark import StepCost
+from rose_d2.profiling.pipeline import COCO_LIKE
+from rose_d2.profiling.steps import StepCost
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "benchmark.py"
 
 
 @pytest.fixture
 def benchmark():
-    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(SCRIPT)
     yield module
     unregister(COCO_LIKE)
 

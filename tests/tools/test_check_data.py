@@ -1,20 +1,17 @@
-import importlib.util
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
-from rose_d2.data.clipart.splits import BenchmarkSettings
-from rose_d2.data.clipart.writer import write_benchmark
 from rose_d2.data.datasets.builtin import DEFAULT_ROOT, register_all
+from rose_d2.synthetic.clipart import BenchmarkSettings, write_benchmark
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "check_data.py"
 
 
 @pytest.fixture(scope="module")
 def check_data():
-    spec = importlib.util.spec_from_file_location("check_data", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(SCRIPT)
     yield module
     register_all(DEFAULT_ROOT)
 

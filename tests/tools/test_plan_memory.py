@@ -1,9 +1,9 @@
-import importlib.util
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
-from rose_d2.engine.planning.memory_plan import MemoryPlan
+from rose_d2.profiling.memory_plan import MemoryPlan
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "plan_memory.py"
 TINY = ["--config-file", "configs/rose_tiny.yaml"]
@@ -11,9 +11,7 @@ TINY = ["--config-file", "configs/rose_tiny.yaml"]
 
 @pytest.fixture
 def plan_memory(monkeypatch):
-    spec = importlib.util.spec_from_file_location("plan_memory", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(SCRIPT)
 
     def plan_training(cfg, num_gpus):
         if num_gpus == 3:

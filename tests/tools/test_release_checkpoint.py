@@ -1,23 +1,20 @@
 """A released checkpoint is small, loads, and keeps no folder of the machine it was made on."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.modeling import build_model
+from scripts import load_script
 
-from rose_d2.engine.checkpoints.checkpointer import RoseCheckpointer
+from rose_d2.checkpoint.checkpointer import RoseCheckpointer
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "release_checkpoint.py"
 
 
 @pytest.fixture
 def tool():
-    spec = importlib.util.spec_from_file_location("release_checkpoint", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def test_release_loads_and_names_no_folder(tool, tiny_cfg, tiny_model, tmp_path):

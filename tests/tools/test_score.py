@@ -1,19 +1,16 @@
-import importlib.util
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
-from rose_d2.evaluation.prediction_store import PredictionStore
+from rose_d2.evaluation.predictions import PredictionStore
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "score.py"
 
 
 @pytest.fixture
 def score():
-    spec = importlib.util.spec_from_file_location("score", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Set-up without a network: every command that would install something is recorded instead."""
 
-import importlib.util
 import os
 import re
 import runpy
@@ -11,21 +10,13 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 MINORS = (10, 11, 12, 13)
 
 
-def _load(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    # dataclasses, pickling and `from __future__ import annotations` look modules up by name.
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-setup_env = _load(ROOT / "tools" / "setup_env.py")
+setup_env = load_script("tools/setup_env.py")
 SetupError = setup_env.SetupError
 
 

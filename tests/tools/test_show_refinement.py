@@ -1,6 +1,5 @@
 """The contact sheet shows every kind of sample, with the prior that the sample has."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
@@ -9,8 +8,9 @@ import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+from scripts import load_script
 
-from rose_d2.config import add_rose_config
+from rose_d2.config.defaults import add_rose_config
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "show_refinement.py"
 DATASET = "test_show_refinement"
@@ -18,11 +18,7 @@ DATASET = "test_show_refinement"
 
 @pytest.fixture
 def tool():
-    spec = importlib.util.spec_from_file_location("show_refinement", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    # dataclasses look their module up by name.
-    sys.modules["show_refinement"] = module
-    spec.loader.exec_module(module)
+    module = load_script(SCRIPT)
     yield module
     del sys.modules["show_refinement"]
 

@@ -1,23 +1,20 @@
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from scripts import load_script
 
-from rose_d2.engine.checkpoints.weights import save_weights
-from rose_d2.engine.predictor import RosePredictor
-from rose_d2.structures.segment import Segment
+from rose_d2.checkpoint.weights import save_weights
+from rose_d2.predictor.predictor import RosePredictor
+from rose_d2.structures.segments import Segment
 
 TOOL = Path(__file__).parents[2] / "tools" / "show_session.py"
 
 
 @pytest.fixture
 def tool():
-    spec = importlib.util.spec_from_file_location("show_session", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(TOOL)
 
 
 @pytest.fixture

@@ -1,22 +1,19 @@
 """From a folder of saved predictions to a page, and one sentence for every bad input."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import yaml
+from scripts import load_script
 
-from rose_d2.evaluation.prediction_store import PredictionStore
+from rose_d2.evaluation.predictions import PredictionStore
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "visualize_results.py"
 
 
 @pytest.fixture
 def tool():
-    spec = importlib.util.spec_from_file_location("visualize_results", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.fixture

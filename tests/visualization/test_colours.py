@@ -1,4 +1,4 @@
-from rose_d2.visualization.colours import colour_of
+from rose_d2.visualization.visualizer import colour_of
 
 
 def test_a_name_has_one_colour_and_other_names_others():

@@ -4,7 +4,7 @@ import torch
 from detectron2.structures import Instances
 
 from rose_d2.structures.category_names import CategoryNames
-from rose_d2.visualization import RoseVisualizer, colour_of, drawing_factor
+from rose_d2.visualization.visualizer import RoseVisualizer, colour_of, drawing_factor
 
 
 def grey(height, width):

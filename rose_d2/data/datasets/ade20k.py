@@ -12,11 +12,9 @@ from typing import Any
 
 from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
 
-from rose_d2.data.datasets.class_names import clean_class_names
-from rose_d2.data.datasets.coco import load_coco_instances
-from rose_d2.data.datasets.colors import distinct_colors
-from rose_d2.data.datasets.panoptic import load_coco_panoptic
-from rose_d2.data.datasets.registration import DatasetEntry, register
+from rose_d2.data.datasets.coco import load_coco_instances, load_coco_panoptic
+from rose_d2.data.datasets.registration import DatasetEntry, distinct_colors, register
+from rose_d2.vocabulary.names import clean_class_names
 
 SPLIT_FOLDERS = {"train": "training", "val": "validation"}
 NUM_IMAGES = {"train": 20210, "val": 2000}

@@ -8,11 +8,10 @@ import os
 
 from rose_d2.data.datasets.ade20k import register_ade20k
 from rose_d2.data.datasets.clipart import register_clipart
-from rose_d2.data.datasets.coco import register_coco
-from rose_d2.data.datasets.coco_stuff import register_coco_stuff
+from rose_d2.data.datasets.coco import register_coco, register_coco_stuff
 from rose_d2.data.datasets.mapillary_vistas import register_mapillary_vistas
 from rose_d2.data.datasets.reasonseg import register_reasonseg
-from rose_d2.data.datasets.refer_registry import register_refer
+from rose_d2.data.datasets.refcoco import register_refer
 
 DEFAULT_ROOT = "datasets"
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from detectron2.config import CfgNode
 from PIL import ExifTags, Image
 
-from rose_d2.data.datasets.broken import BrokenAnnotations
 from rose_d2.data.datasets.coco import load_coco_instances
-from rose_d2.data.datasets.colors import distinct_colors
-from rose_d2.data.datasets.registration import DatasetEntry, register
+from rose_d2.data.datasets.registration import (
+    BrokenAnnotations,
+    DatasetEntry,
+    distinct_colors,
+    register,
+)
+from rose_d2.data.mixture import train_only_on
 
 IGNORE_LABEL = 255
 STUFF_MARK = "stuff"
 _CHECK_PATHS = "Check the paths you gave for it."
+CUSTOM_NAME = "custom"
 
 
 def register_custom(declarations: Sequence[Sequence[str]]) -> None:
@@ -244,3 +251,50 @@ def _checked_names(names: list[str], source: Path) -> list[str]:
             "person would say them, since they are what the model learns to say."
         )
     return names
+
+
+def add_custom_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--custom-coco` and `--custom-labels`.
+
+    Args:
+        parser: of a command that trains, evaluates or segments.
+    """
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--custom-coco",
+        nargs=2,
+        metavar=("IMAGES", "JSON"),
+        help="use this folder of images with COCO instance annotations instead of the config's "
+        "datasets",
+    )
+    group.add_argument(
+        "--custom-labels",
+        nargs=3,
+        metavar=("IMAGES", "LABELS", "CLASSES"),
+        help="use this folder of images with label PNGs of the same names, whose values are line "
+        "numbers, from 0, of the text file CLASSES (a line 'sky: stuff' marks background; the "
+        "value 255 is unlabelled)",
+    )
+
+
+def use_custom_data(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Register DATASETS.CUSTOM, and let data of the command line replace the config's datasets.
+
+    Args:
+        cfg: not frozen; DATASETS is changed where the command line names data.
+        args: may have the options of `add_custom_data_arguments`.
+
+    Raises:
+        FileNotFoundError: a path does not exist.
+        ValueError: the data are not what they should be.
+    """
+    declared = None
+    if getattr(args, "custom_coco", None):
+        declared = (CUSTOM_NAME, "coco", *args.custom_coco)
+    elif getattr(args, "custom_labels", None):
+        declared = (CUSTOM_NAME, "labels", *args.custom_labels)
+    if declared:
+        cfg.DATASETS.CUSTOM = (*cfg.DATASETS.CUSTOM, declared)
+        train_only_on(cfg, [CUSTOM_NAME])
+        cfg.DATASETS.TEST = (CUSTOM_NAME,)
+    register_custom(cfg.DATASETS.CUSTOM)

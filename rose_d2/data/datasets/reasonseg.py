@@ -16,8 +16,7 @@ from detectron2.structures import BoxMode
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from rose_d2.data.datasets.broken import BrokenAnnotations
-from rose_d2.data.datasets.registration import DatasetEntry, register
+from rose_d2.data.datasets.registration import BrokenAnnotations, DatasetEntry, register
 
 FOLDER = "ReasonSeg"
 NUM_IMAGES = {"train": 239, "val": 200, "test": 779}

@@ -1,210 +1,245 @@
-"""Loader of the REFER layout: RefCOCO, RefCOCO+, RefCOCOg, RefCLEF and the clip-art benchmark.
+"""RefCOCO, RefCOCO+, RefCOCOg, RefCLEF and gRefCOCO as detectron2 datasets, with every split."""
 
-A folder holds `instances.json` (COCO instances) and one `refs(<split_by>).p` per way of splitting,
-or gRefCOCO's `grefs(<split_by>).json`, whose references are about any number of objects. What is
-broken in them is left out, counted, and reported once per file.
-"""
+from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from rose_d2.data.datasets.broken import BrokenAnnotations
-from rose_d2.data.datasets.plain_pickle import load_plain_pickle
-from rose_d2.data.datasets.refer_instances import (
-    AnnotatedImage,
-    read_annotated_images,
-    read_json,
-    target_ids,
+from rose_d2.data.datasets.coco import (
+    COCO_CLASSES,
+    COCO_COLORS,
+    COCO_SYNONYMS,
+    COCO_THING_IDS,
+    IMAGE_SOURCE,
+    NUM_THINGS,
+)
+from rose_d2.data.datasets.refer_files import load_refer_splits, references_file
+from rose_d2.data.datasets.registration import DatasetEntry, register
+
+SAIAPR_SOURCE = "saiapr"
+
+
+class SplitSize(NamedTuple):
+    """Published size of a split; None where nobody gives the number.
+
+    Attributes:
+        references: objects that are referred to.
+        images: images with a reference.
+        sentences: expressions.
+        is_sourced: False where the number of sentences is only widely quoted. All of these add
+            up to the published totals.
+    """
+
+    references: int | None = None
+    images: int | None = None
+    sentences: int | None = None
+    is_sourced: bool = True
+
+
+REFER_SPLITS: dict[tuple[str, str], dict[str, SplitSize]] = {
+    ("refcoco", "unc"): {
+        "train": SplitSize(42404, 16994, 120624),
+        "val": SplitSize(3811, 1500, 10834),
+        "testA": SplitSize(1975, 750, 5657),
+        "testB": SplitSize(1810, 750, 5095),
+    },
+    ("refcoco", "google"): {
+        "train": SplitSize(40000, 19213),
+        "val": SplitSize(5000, 4559),
+        "test": SplitSize(5000, 4527),
+    },
+    ("refcoco+", "unc"): {
+        "train": SplitSize(42278, 16992, 120191, is_sourced=False),
+        "val": SplitSize(3805, 1500, 10758, is_sourced=False),
+        "testA": SplitSize(1975, 750, 5726, is_sourced=False),
+        "testB": SplitSize(1798, 750, 4889, is_sourced=False),
+    },
+    ("refcocog", "umd"): {
+        "train": SplitSize(42226, 21899, 80512, is_sourced=False),
+        "val": SplitSize(2573, 1300, 4896, is_sourced=False),
+        "test": SplitSize(5023, 2600, 9602, is_sourced=False),
+    },
+    ("refcocog", "google"): {
+        "train": SplitSize(44822, 24698),
+        "val": SplitSize(5000, 4650),
+    },
+    ("refclef", "unc"): {
+        split: SplitSize() for split in ("train", "val", "testA", "testB", "testC")
+    },
+    ("refclef", "berkeley"): {split: SplitSize() for split in ("train", "val", "test")},
+    ("grefcoco", "unc"): {
+        "train": SplitSize(),
+        "val": SplitSize(images=1500),
+        "testA": SplitSize(images=750),
+        "testB": SplitSize(images=750),
+    },
+}
+
+
+"""Dataset and split-by -> split -> size. Google's splits part objects, the others part images."""
+
+
+class ImageRoot(NamedTuple):
+    """A place where the images of a dataset may lie.
+
+    Attributes:
+        folder: relative to the datasets folder.
+        name_image: from `file_name` in instances.json to the path in that folder.
+    """
+
+    folder: str
+    name_image: Callable[[str], str] = str
+
+
+def _name_in_train2017(file_name: str) -> str:
+    """COCO_train2014_000000000009.jpg is called 000000000009.jpg since 2017."""
+    return file_name.rsplit("_", 1)[-1]
+
+
+# Every image of train2014 is in train2017.
+COCO_IMAGE_ROOTS = (
+    ImageRoot("coco/train2014"),
+    ImageRoot("images/train2014"),
+    ImageRoot("images/mscoco/images/train2014"),
+    ImageRoot("coco/train2017", _name_in_train2017),
 )
 
-REFERENCE_KEYS = ("ref_id", "ann_id", "image_id", "split", "sentences")
-SENTENCE_KEYS = ("sent", "sent_id")
+
+SAIAPR_IMAGE_ROOTS = (ImageRoot("saiapr_tc-12"), ImageRoot("images/saiapr_tc-12"))
 
 
-def in_split(label: str, split: str) -> bool:
-    """Whether a reference belongs to a split, by the rules of the REFER toolkit.
-
-    Args:
-        label: the reference's `split` field; combined labels such as "testAB" exist.
-        split: "train", "val", any clip-art split, "test", or "testA", "testB", "testC".
-    """
-    if split in ("testA", "testB", "testC"):
-        return label.startswith("test") and split[-1] in label[len("test") :]
-    return "test" in label if split == "test" else label == split
+HOW_TO_GET_REFER = (
+    "Run `python datasets/download.py {dataset}` and check with `python "
+    "datasets/prepare_refcoco.py`, which also finds files laid out for other projects."
+)
 
 
-def load_refer(
-    folder: str | Path,
-    split_by: str,
-    split: str,
-    image_root: str | Path,
-    thing_ids: Mapping[int, int] | None = None,
-    *,
-    name_image: Callable[[str], str] = str,
-) -> list[dict[str, Any]]:
-    """Reads one split of a dataset in the REFER layout; no image and no mask is opened.
+HOW_TO_GET_GREFCOCO = (
+    "Get instances.json and grefs(unc).json from https://github.com/henghuiding/gRefCOCO, and the "
+    "images with `python datasets/download.py refcoco`; check with `python "
+    "datasets/prepare_refcoco.py --datasets grefcoco`."
+)
 
-    Broken annotations are left out and reported; within `strict_annotations` the first one is
-    an error.
+
+def image_roots(dataset: str) -> tuple[ImageRoot, ...]:
+    """Where the images of a dataset may lie, the first existing folder counts.
 
     Args:
-        folder: holds instances.json and the references, see `references_file`.
-        split_by: who made the splits, e.g. "unc", "google" or "umd".
-        split: see `in_split`.
-        image_root: folder of the images.
-        thing_ids: category id -> contiguous id; by default the sorted ids of instances.json are
-            counted from 0. An empty mapping means that no object has a class: all get -1.
-        name_image: from an image's `file_name` in instances.json to its path under `image_root`.
-
-    Returns:
-        One dict per (reference, sentence), ordered by image, reference and sentence: `file_name`,
-        `image_id`, `height`, `width`, `annotations` (every annotated object of the image),
-        `target_indices` (list of positions in `annotations`; in gRefCOCO none or several),
-        `sentence`, `ref_id`, `sent_id`. Dicts of one image share one annotations list.
-
-    Raises:
-        ValueError: if a file is hostile, damaged or of another format, or if the split has no
-            reference, or none that can be used.
+        dataset: one of `REFER_SPLITS`.
     """
-    splits = load_refer_splits(
-        folder, split_by, (split,), image_root, thing_ids, name_image=name_image
-    )
-    return splits[split]
+    return SAIAPR_IMAGE_ROOTS if dataset == "refclef" else COCO_IMAGE_ROOTS
 
 
-def load_refer_splits(
-    folder: str | Path,
-    split_by: str,
-    splits: Sequence[str],
-    image_root: str | Path,
-    thing_ids: Mapping[int, int] | None = None,
-    *,
-    name_image: Callable[[str], str] = str,
+def find_image_root(root: Path, dataset: str) -> ImageRoot | None:
+    """The folder that holds the images of a dataset, or None.
+
+    Args:
+        root: the datasets folder.
+        dataset: one of `REFER_SPLITS`.
+    """
+    for candidate in image_roots(dataset):
+        folder = root / candidate.folder
+        if folder.is_dir() and any(folder.iterdir()):
+            return candidate
+    return None
+
+
+@dataclass(frozen=True)
+class ReferEntry(DatasetEntry):
+    """A referring dataset, whose images may lie in one of several folders.
+
+    The last of `files` is the preferred one of these folders.
+    """
+
+    root: Path = Path()
+    dataset: str = ""
+
+    def missing_files(self) -> list[Path]:
+        """Those of `files` that do not exist; no image folder while any has the images."""
+        missing = super().missing_files()
+        if self.files[-1] in missing and find_image_root(self.root, self.dataset) is not None:
+            missing.remove(self.files[-1])
+        return missing
+
+
+def load_splits(
+    root: Path, dataset: str, split_by: str, splits: Sequence[str] = ()
 ) -> dict[str, list[dict[str, Any]]]:
-    """Reads several splits at once, each file one time; otherwise as `load_refer`.
-
-    Returns:
-        The dataset dicts by split.
-
-    Raises:
-        ValueError: as `load_refer`.
-    """
-    path = references_file(Path(folder), split_by)
-    references = read_references(path)
-    chosen = {split: _choose(references, split, path) for split in splits}
-    images = read_annotated_images(
-        Path(folder) / "instances.json", [r for part in chosen.values() for r in part], thing_ids
-    )
-    broken = BrokenAnnotations(path)
-    records: dict[str, list[dict[str, Any]]] = {split: [] for split in splits}
-    for split, part in chosen.items():
-        for reference in part:
-            image = images.get(reference["image_id"])
-            for record in _convert_reference(reference, image, broken):
-                file_name = Path(image_root) / name_image(image.record["file_name"])
-                records[split].append({"file_name": str(file_name)} | record)
-    broken.report()
-    for split, part in records.items():
-        if not part:
-            raise ValueError(
-                f"{path}: no reference of split {split!r} can be used with the "
-                "instances.json beside it; the two files do not belong together."
-            )
-    return records
-
-
-def references_file(folder: Path, split_by: str) -> Path:
-    """The file with the references of a dataset, there or not.
+    """Loads splits of one dataset, with the images wherever they are.
 
     Args:
-        folder: of the dataset, with its official name.
+        root: the datasets folder.
+        dataset: one of `REFER_SPLITS`.
         split_by: who made the splits.
-    """
-    is_generalised = folder.name == "grefcoco"
-    return folder / (f"grefs({split_by}).json" if is_generalised else f"refs({split_by}).p")
+        splits: some of `REFER_SPLITS[dataset, split_by]`; by default all.
 
-
-def read_references(path: Path) -> list[dict[str, Any]]:
-    """Reads a refs(<split_by>).p or grefs(<split_by>).json, all splits.
+    Returns:
+        Dataset dicts by split, see `load_refer`. Those of RefCLEF have class -1, for its objects
+        have no usable names.
 
     Raises:
-        ValueError: if the file is hostile, damaged or holds anything else.
+        ValueError: see `load_refer`.
     """
-    references = read_json(path) if path.suffix == ".json" else load_plain_pickle(path)
-    if not isinstance(references, list) or not all(isinstance(r, dict) for r in references):
-        raise ValueError(f"{path} holds {type(references).__name__}; a list of dicts is needed.")
-    for reference in references:
-        missing = [key for key in REFERENCE_KEYS if key not in reference]
-        if missing:
-            raise ValueError(f"{path}: a reference lacks {', '.join(missing)}; get the file again.")
-        for sentence in reference["sentences"]:
-            missing = [key for key in SENTENCE_KEYS if key not in sentence]
-            if missing:
-                raise ValueError(
-                    f"{path}: a sentence of reference {reference['ref_id']} lacks "
-                    f"{', '.join(missing)}; get the file again."
-                )
-    return references
+    images = find_image_root(root, dataset) or image_roots(dataset)[0]
+    return load_refer_splits(
+        root / dataset,
+        split_by,
+        splits or list(REFER_SPLITS[dataset, split_by]),
+        root / images.folder,
+        {} if dataset == "refclef" else COCO_THING_IDS,
+        name_image=images.name_image,
+    )
 
 
-def _choose(references: list[dict[str, Any]], split: str, path: Path) -> list[dict[str, Any]]:
-    """The references of one split, ordered by image and reference."""
-    chosen = [reference for reference in references if in_split(reference["split"], split)]
-    if not chosen:
-        labels = sorted({reference["split"] for reference in references})
-        raise ValueError(
-            f"{path} has no reference of split {split!r}; its splits are "
-            f"{', '.join(labels) or 'none at all'}."
-        )
-    return sorted(chosen, key=lambda reference: (reference["image_id"], reference["ref_id"]))
+def _metadata(root: Path, dataset: str, split_by: str, split: str) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "task": "referring",
+        "evaluator_type": "refcoco",
+        "image_source": SAIAPR_SOURCE if dataset == "refclef" else IMAGE_SOURCE,
+        "refs_file": str(references_file(root / dataset, split_by)),
+        "split_by": split_by,
+        "split": split,
+    }
+    if dataset == "refclef":
+        return metadata
+    return metadata | {
+        "thing_classes": COCO_CLASSES[:NUM_THINGS],
+        "thing_colors": COCO_COLORS[:NUM_THINGS],
+        "thing_dataset_id_to_contiguous_id": dict(COCO_THING_IDS),
+        "class_synonyms": COCO_SYNONYMS[:NUM_THINGS],
+    }
 
 
-def _convert_reference(
-    reference: dict[str, Any], image: AnnotatedImage | None, broken: BrokenAnnotations
-) -> Iterator[dict[str, Any]]:
-    """One dict per usable sentence, without the file name."""
-    where = f"reference {reference['ref_id']} of image {reference['image_id']}"
-    if image is None:
-        broken.add("references to an image that instances.json lacks", where)
-        return
-    positions = _find_targets(reference, image, broken, where)
-    if positions is None:
-        return
-    for sentence in reference["sentences"]:
-        text = str(sentence["sent"] or "").strip()
-        if not text:
-            broken.add("empty sentences", f"sentence {sentence['sent_id']} of {where}")
-            continue
-        yield {
-            "image_id": reference["image_id"],
-            "height": image.record["height"],
-            "width": image.record["width"],
-            "annotations": image.annotations,
-            "target_indices": list(positions),
-            "sentence": text,
-            "ref_id": reference["ref_id"],
-            "sent_id": sentence["sent_id"],
-        }
+def _entry(root: Path, dataset: str, split_by: str, split: str) -> ReferEntry:
+    size = REFER_SPLITS[dataset, split_by][split]
+    folder = root / dataset
+    how_to_get = HOW_TO_GET_GREFCOCO if dataset == "grefcoco" else HOW_TO_GET_REFER
+    return ReferEntry(
+        name=f"{dataset}_{split_by}_{split}",
+        load=lambda: load_splits(root, dataset, split_by, [split])[split],
+        metadata=_metadata(root, dataset, split_by, split),
+        files=(
+            references_file(folder, split_by),
+            folder / "instances.json",
+            root / image_roots(dataset)[0].folder,
+        ),
+        how_to_get=how_to_get.format(dataset=dataset),
+        num_images=size.images,
+        num_items=size.sentences,
+        root=root,
+        dataset=dataset,
+    )
 
 
-def _find_targets(
-    reference: dict[str, Any], image: AnnotatedImage, broken: BrokenAnnotations, where: str
-) -> list[int] | None:
-    """Positions of the objects a reference is about; None if one of them is not to be had."""
-    positions = []
-    for ann_id in target_ids(reference):
-        position = image.positions.get(ann_id)
-        if position is None:
-            is_unusable = ann_id in image.unusable_ids
-            fault = "that cannot be used" if is_unusable else "that their image does not have"
-            broken.add(f"references to an annotation {fault}", f"{where}, annotation {ann_id}")
-            return None
-        # As in ReLA (henghuiding/ReLA: gres_model/data/datasets/grefcoco.py).
-        if not image.annotations[position]["iscrowd"]:
-            positions.append(position)
-    if not positions and target_ids(reference):
-        # Not the same as a reference to nothing.
-        broken.add("references to crowds only", where)
-        return None
-    return positions
+def register_refer(root: str | Path) -> None:
+    """Registers {dataset}_{split_by}_{split} for all of `REFER_SPLITS`; nothing is read.
+
+    Args:
+        root: the datasets folder, the parent of `refcoco`; `~` is expanded.
+    """
+    root = Path(root).expanduser()
+    for (dataset, split_by), splits in REFER_SPLITS.items():
+        for split in splits:
+            register(_entry(root, dataset, split_by, split))

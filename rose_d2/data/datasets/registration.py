@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import colorsys
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
+
+logger = logging.getLogger(__name__)
+
+_ENTRIES: dict[str, DatasetEntry] = {}
+_STRICT: ContextVar[bool] = ContextVar("strict_annotations", default=False)
+_GOLDEN_ANGLE = 0.618034
 
 
 @dataclass(frozen=True)
@@ -57,9 +67,6 @@ class DatasetEntry:
         return dicts
 
 
-_ENTRIES: dict[str, DatasetEntry] = {}
-
-
 def register(entry: DatasetEntry) -> None:
     """Put a dataset into detectron2's catalogs; one of the same name is replaced.
 
@@ -93,3 +100,68 @@ def registered_entries() -> dict[str, DatasetEntry]:
 
 def _is_present(path: Path) -> bool:
     return next(path.iterdir(), None) is not None if path.is_dir() else path.exists()
+
+
+@contextlib.contextmanager
+def strict_annotations(on: bool = True) -> Iterator[None]:
+    """Within this context a broken annotation raises ValueError instead of being counted.
+
+    Args:
+        on: False counts again, whatever the context around says.
+    """
+    token = _STRICT.set(on)
+    try:
+        yield
+    finally:
+        _STRICT.reset(token)
+
+
+class BrokenAnnotations:
+    """Counts what a loader had to leave out of one file.
+
+    Args:
+        source: the annotation file, for messages.
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        self.source = source
+        self.counts: dict[str, int] = {}
+        self._examples: dict[str, str] = {}
+
+    def add(self, reason: str, example: str) -> None:
+        """Count one annotation that is left out.
+
+        Args:
+            reason: what is wrong, in the plural, e.g. "annotations without a polygon".
+            example: which one it is, e.g. "annotation 17 of image 5".
+
+        Raises:
+            ValueError: within `strict_annotations`.
+        """
+        if _STRICT.get():
+            raise ValueError(
+                f"{self.source}: {reason}, first {example}; repair the file, or leave strict mode "
+                "to skip such annotations."
+            )
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        self._examples.setdefault(reason, example)
+
+    def report(self) -> None:
+        """Log one warning with all counts; nothing when everything was sound."""
+        if not self.counts:
+            return
+        parts = [
+            f"{count} {reason} (first: {self._examples[reason]})"
+            for reason, count in self.counts.items()
+        ]
+        logger.warning("%s: left out %s.", self.source, "; ".join(parts))
+
+
+def distinct_colors(count: int) -> list[list[int]]:
+    """One RGB colour per class, 0 to 255; neighbours in the list differ by the golden angle in hue.
+
+    Args:
+        count: number of classes.
+    """
+    hues = [index * _GOLDEN_ANGLE % 1 for index in range(count)]
+    return [[round(255 * c) for c in colorsys.hsv_to_rgb(hue, 0.7, 0.95)] for hue in hues]

@@ -1,1 +1,0 @@
-"""The large multimodal model as a detectron2 backbone."""

@@ -9,21 +9,20 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from torch import nn
 from transformers import Cache, LlavaOnevisionForConditionalGeneration, PreTrainedTokenizerBase
 
-from rose_d2.layers.prefix_attention import prefix_attention_mask
 from rose_d2.modeling.backbone.llava_builders import (
+    PatchPositions,
+    add_lora,
     build_llava,
     check_source,
     check_vocabulary,
     load_llava,
     vision_tower,
+    widen_patch_embedding,
 )
 from rose_d2.modeling.backbone.lmm import LMMBackbone, LMMOutput
-from rose_d2.modeling.backbone.lora import add_lora
-from rose_d2.modeling.backbone.patch_embed import widen_patch_embedding
-from rose_d2.modeling.backbone.positions import PatchPositions
 from rose_d2.prompts.conversation import EncodedPrompt
 from rose_d2.prompts.tokenizer import build_tokenizer
-from rose_d2.structures.patch_grid import PatchGrid
+from rose_d2.structures.patches import PatchGrid
 
 
 @BACKBONE_REGISTRY.register()
@@ -248,3 +247,29 @@ class LlavaOneVisionBackbone(LMMBackbone):
             torch.tensor(labels, dtype=torch.long, device=device),
             torch.tensor(images, dtype=torch.long, device=device),
         )
+
+
+def prefix_attention_mask(
+    prompt_lengths: torch.Tensor, lengths: torch.Tensor, max_length: int, bidirectional: bool
+) -> torch.Tensor:
+    """Mask of right-padded sequences made of a prompt and a response.
+
+    Args:
+        prompt_lengths: (B,) long, tokens of each prompt (image patches included).
+        lengths: (B,) long, tokens of prompt and response, without padding.
+        max_length: L, padded length.
+        bidirectional: whether all prompt tokens attend to each other (prefix-LM); else causal.
+
+    Returns:
+        (B, 1, L, L) bool, True where the query (row) may attend to the key (column). Padding
+        rows attend to themselves only, so that no row is empty.
+    """
+    position = torch.arange(max_length, device=lengths.device)
+    allowed = position[None, :, None] >= position[None, None, :]  # causal (1, L, L)
+    if bidirectional:
+        in_prompt = position[None, :] < prompt_lengths[:, None]  # (B, L)
+        allowed = allowed | (in_prompt[:, :, None] & in_prompt[:, None, :])
+    real = position[None, :] < lengths[:, None]  # (B, L)
+    allowed = allowed & real[:, :, None] & real[:, None, :]
+    allowed = allowed | torch.eye(max_length, dtype=torch.bool, device=lengths.device)
+    return allowed[:, None]

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Cache, PreTrainedTokenizerBase
 
 from rose_d2.prompts.conversation import EncodedPrompt
-from rose_d2.structures.patch_grid import PatchGrid
+from rose_d2.structures.patches import PatchGrid
 
 
 @dataclass

@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_util
 
-from rose_d2.data.clipart.annotate import (
+from rose_d2.data.datasets.clipart import ALL_NAMES, CATEGORY_IDS, STUFF_NAMES
+from rose_d2.synthetic.annotate import (
     encode_mask,
     instance_annotations,
     label_map,
     panoptic_map,
     refer_records,
 )
-from rose_d2.data.clipart.categories import ALL_NAMES, CATEGORY_IDS, STUFF_NAMES
-from rose_d2.data.clipart.scene import Scene, SceneObject
+from rose_d2.synthetic.scene import Scene, SceneObject
 
 
 @pytest.fixture

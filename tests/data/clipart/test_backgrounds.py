@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from rose_d2.data.clipart.backgrounds import TEXTURES, compose_background, texture
-from rose_d2.data.clipart.categories import STUFF_NAMES
+from rose_d2.data.datasets.clipart import STUFF_NAMES
+from rose_d2.synthetic.scene import TEXTURES, compose_background, texture
 
 
 def test_every_stuff_class_has_a_texture():

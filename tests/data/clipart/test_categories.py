@@ -1,4 +1,4 @@
-from rose_d2.data.clipart.categories import (
+from rose_d2.data.datasets.clipart import (
     ALL_NAMES,
     CATEGORY_IDS,
     COLORABLE_GLYPHS,

@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from rose_d2.data.clipart.categories import THING_NAMES
-from rose_d2.data.clipart.expressions import draw_references, list_expressions
-from rose_d2.data.clipart.scene import SceneObject, compose_scene
+from rose_d2.data.datasets.clipart import THING_NAMES
+from rose_d2.synthetic.expressions import draw_references, list_expressions
+from rose_d2.synthetic.scene import SceneObject, compose_scene
 
 RELATION = re.compile(
     r"the (.+?) (to the left of|left of|to the right of|right of|above|higher up than|below|under)"

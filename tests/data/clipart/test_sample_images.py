@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from rose_d2.data.clipart.sample_images import compose_sample, write_sample_images
+from rose_d2.synthetic.clipart import compose_sample, write_sample_images
 
 
 def test_samples_are_pictures_with_their_license(tmp_path):

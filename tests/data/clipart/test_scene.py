@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from rose_d2.data.clipart.categories import HELD_OUT_NAMES
-from rose_d2.data.clipart.scene import (
+from rose_d2.data.datasets.clipart import HELD_OUT_NAMES
+from rose_d2.synthetic.scene import (
     MIN_VISIBLE_PIXELS,
     SIDE_RANGE,
     _Canvas,

@@ -1,7 +1,7 @@
 import pytest
 
-from rose_d2.data.clipart.categories import HELD_OUT_NAMES
-from rose_d2.data.clipart.splits import BenchmarkSettings, compose_split_scene
+from rose_d2.data.datasets.clipart import HELD_OUT_NAMES
+from rose_d2.synthetic.clipart import BenchmarkSettings, compose_split_scene
 
 
 def test_settings_refuse_what_cannot_be_made():

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from rose_d2.data.clipart import writer
-from rose_d2.data.clipart.splits import BenchmarkSettings
+from rose_d2.synthetic import clipart as writer
+from rose_d2.synthetic.clipart import BenchmarkSettings
 
 SETTINGS = BenchmarkSettings(3, {"train": 20, "val": 3, "val_unseen": 2})
 TINY = BenchmarkSettings(3, {"train": 1, "val": 1, "val_unseen": 1})

@@ -14,7 +14,7 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
-from rose_d2.config import add_rose_config
+from rose_d2.config.defaults import add_rose_config
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
 from rose_d2.data.datasets.ade20k import (
     CLASS_NAMES,
@@ -25,13 +25,13 @@ from rose_d2.data.datasets.ade20k import (
 )
 from rose_d2.data.datasets.builtin import DEFAULT_ROOT
 from rose_d2.data.image_io import read_image
-from rose_d2.data.miniature.ade20k import write_ade20k
-from rose_d2.data.preparation import run_main
-from rose_d2.data.target_builders import InstanceTargetBuilder, SemanticTargetBuilder
+from rose_d2.data.scene_targets import InstanceTargetBuilder, SemanticTargetBuilder
 from rose_d2.evaluation.build import build_evaluator
 from rose_d2.evaluation.ground_truth import load_objects
-from rose_d2.layers.mask_ops import masks_to_boxes
+from rose_d2.layers.masks import masks_to_boxes
+from rose_d2.prepare.preparation import run_main
 from rose_d2.structures.category_names import CategoryNames
+from rose_d2.synthetic.miniature_dense import write_ade20k
 
 TASKS = ("semantic", "panoptic", "instance")
 SCRIPT_FOLDER = Path(__file__).parents[3] / "datasets"

@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from rose_d2.data.datasets.broken import BrokenAnnotations, strict_annotations
+from rose_d2.data.datasets.registration import BrokenAnnotations, strict_annotations
 
 
 def test_counts_are_reported_once_with_the_first_example(caplog):

@@ -3,9 +3,9 @@
 import pytest
 from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES, COCO_CATEGORIES
 
-from rose_d2.data.datasets.class_names import STYLES, clean_class_names
-from rose_d2.data.datasets.coco_stuff import STUFF_LABELS
-from rose_d2.data.datasets.mapillary_vistas_labels import LABELS_V1_2, LABELS_V2_0
+from rose_d2.data.datasets.coco import STUFF_LABELS
+from rose_d2.data.datasets.mapillary_vistas import LABELS_V1_2, LABELS_V2_0
+from rose_d2.vocabulary.names import STYLES, clean_class_names
 
 
 def clean(raw_name, style):

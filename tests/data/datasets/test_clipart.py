@@ -9,18 +9,19 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from rose_d2.data.clipart.categories import ALL_NAMES, HELD_OUT_NAMES, THING_NAMES
-from rose_d2.data.clipart.splits import BenchmarkSettings
-from rose_d2.data.clipart.writer import write_benchmark
 from rose_d2.data.datasets.builtin import DEFAULT_ROOT
 from rose_d2.data.datasets.clipart import (
+    ALL_NAMES,
     COMPARISON_NAME,
+    HELD_OUT_NAMES,
     SPLITS,
+    THING_NAMES,
     dataset_name,
     load_clipart,
     register_clipart,
 )
-from rose_d2.data.expression_kinds import expression_kind
+from rose_d2.data.datasets.refer_files import expression_kind
+from rose_d2.synthetic.clipart import BenchmarkSettings, write_benchmark
 
 TASKS = ("instance", "semantic", "panoptic", "referring")
 NUM_THINGS = len(THING_NAMES)

@@ -17,8 +17,7 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from rose_d2.config import add_rose_config
-from rose_d2.data.datasets.broken import strict_annotations
+from rose_d2.config.defaults import add_rose_config
 from rose_d2.data.datasets.builtin import DEFAULT_ROOT
 from rose_d2.data.datasets.coco import (
     COCO_CLASSES,
@@ -27,10 +26,11 @@ from rose_d2.data.datasets.coco import (
     load_coco_instances,
     register_coco,
 )
-from rose_d2.data.target_builders import InstanceTargetBuilder
+from rose_d2.data.datasets.registration import strict_annotations
+from rose_d2.data.scene_targets import InstanceTargetBuilder
 from rose_d2.evaluation.build import build_evaluator
 from rose_d2.evaluation.ground_truth import load_objects
-from rose_d2.layers.mask_ops import masks_to_boxes
+from rose_d2.layers.masks import masks_to_boxes
 from rose_d2.structures.category_names import CategoryNames
 
 HEIGHT, WIDTH = 20, 30

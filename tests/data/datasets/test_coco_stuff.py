@@ -11,19 +11,19 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
-from rose_d2.config import add_rose_config
+from rose_d2.config.defaults import add_rose_config
 from rose_d2.data.datasets.builtin import DEFAULT_ROOT
-from rose_d2.data.datasets.coco_stuff import (
+from rose_d2.data.datasets.coco import (
     CLASS_OF_LABEL,
     COCO_STUFF_CLASSES,
     STUFF_LABELS,
     contiguous_labels,
     register_coco_stuff,
 )
-from rose_d2.data.target_builders import SemanticTargetBuilder
+from rose_d2.data.scene_targets import SemanticTargetBuilder
 from rose_d2.evaluation.build import build_evaluator
 from rose_d2.evaluation.ground_truth import load_objects
-from rose_d2.layers.mask_ops import masks_to_boxes
+from rose_d2.layers.masks import masks_to_boxes
 from rose_d2.structures.category_names import CategoryNames
 
 NAME = "coco_2017_val_stuff_sem_seg"

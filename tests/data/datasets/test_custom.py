@@ -5,14 +5,13 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from rose_d2.data.datasets.broken import strict_annotations
 from rose_d2.data.datasets.custom import (
     read_class_names,
     register_custom,
     register_custom_coco,
     register_custom_labels,
 )
-from rose_d2.data.datasets.registration import unregister
+from rose_d2.data.datasets.registration import strict_annotations, unregister
 
 NAME = "rose_test_custom"
 

@@ -11,7 +11,7 @@ from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image
 
-from rose_d2.config import add_rose_config
+from rose_d2.config.defaults import add_rose_config
 from rose_d2.data.datasets.builtin import DEFAULT_ROOT
 from rose_d2.data.datasets.mapillary_vistas import (
     V1_2,
@@ -19,10 +19,10 @@ from rose_d2.data.datasets.mapillary_vistas import (
     VistasPaths,
     register_mapillary_vistas,
 )
-from rose_d2.data.target_builders import SemanticTargetBuilder
+from rose_d2.data.scene_targets import SemanticTargetBuilder
 from rose_d2.evaluation.build import build_evaluator
 from rose_d2.evaluation.ground_truth import load_objects
-from rose_d2.layers.mask_ops import masks_to_boxes
+from rose_d2.layers.masks import masks_to_boxes
 from rose_d2.structures.category_names import CategoryNames
 
 HEIGHT, WIDTH = 10, 20

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from rose_d2.data.datasets.panoptic import load_coco_panoptic
+from rose_d2.data.datasets.coco import load_coco_panoptic
 
 CONTENT = {
     "images": [

@@ -6,7 +6,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from rose_d2.data.datasets.plain_pickle import load_plain_pickle
+from rose_d2.data.datasets.refer_files import load_plain_pickle
 
 PLAIN = [{"ref_id": 5, "sentences": [{"sent": "caf\xe9", "tokens": ("caf\xe9", 1)}], 1: 2.5}]
 

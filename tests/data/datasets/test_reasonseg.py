@@ -6,8 +6,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from rose_d2.data.datasets.broken import strict_annotations
 from rose_d2.data.datasets.reasonseg import load_reasonseg, paint_shapes
+from rose_d2.data.datasets.registration import strict_annotations
 
 TARGET = [[2, 2], [9, 2], [9, 6], [2, 6]]  # columns 2 to 9, rows 2 to 6
 CORNER = [[2, 2], [4, 2], [4, 3], [2, 3]]

@@ -4,13 +4,13 @@ import pickle
 
 import pytest
 
-from rose_d2.data.datasets.broken import strict_annotations
-from rose_d2.data.datasets.refcoco import (
+from rose_d2.data.datasets.refer_files import (
     in_split,
     load_refer,
     load_refer_splits,
     references_file,
 )
+from rose_d2.data.datasets.registration import strict_annotations
 
 
 def _annotation(annotation_id, image_id, category_id, segmentation):

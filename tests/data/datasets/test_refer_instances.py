@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_util
 
-from rose_d2.data.datasets.broken import strict_annotations
-from rose_d2.data.datasets.refer_instances import read_annotated_images
+from rose_d2.data.datasets.refer_files import read_annotated_images
+from rose_d2.data.datasets.registration import strict_annotations
 
 POLYGON = [[0, 0, 2, 0, 2, 4, 0, 4]]
 

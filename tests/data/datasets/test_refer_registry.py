@@ -7,10 +7,9 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
-from rose_d2.data.datasets.broken import strict_annotations
-from rose_d2.data.datasets.refer_registry import REFER_SPLITS, find_image_root, register_refer
-from rose_d2.data.datasets.registration import registered_entries
-from rose_d2.data.miniature.refer import write_refer
+from rose_d2.data.datasets.refcoco import REFER_SPLITS, find_image_root, register_refer
+from rose_d2.data.datasets.registration import registered_entries, strict_annotations
+from rose_d2.synthetic.miniature_refer import write_refer
 
 NAMES = [
     *(f"{name}_unc_{s}" for name in ("refcoco", "refcoco+") for s in ("train", "val", "testA")),

@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rose_d2.data.clipart.categories import ALL_NAMES, STUFF_NAMES, THING_BY_NAME, THING_NAMES
 from rose_d2.data.datasets.ade20k import CLASS_NAMES, STUFF_IDS, THING_IDS, Ade20kPaths
+from rose_d2.data.datasets.clipart import ALL_NAMES, STUFF_NAMES, THING_BY_NAME, THING_NAMES
 from rose_d2.data.image_io import read_image
-from rose_d2.data.miniature.ade20k import SCENE_IDS, UNLABELLED_ROWS, ade20k_class, write_ade20k
-from rose_d2.data.miniature.scenes import miniature_scene
+from rose_d2.synthetic.miniature_coco import miniature_scene
+from rose_d2.synthetic.miniature_dense import (
+    ADE20K_SCENE_IDS,
+    UNLABELLED_ROWS,
+    ade20k_class,
+    write_ade20k,
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +32,7 @@ def read(folder, stem):
 def pictures(root, split):
     """Scene, labels and instances of each picture of a split."""
     paths = Ade20kPaths(root, split)
-    for number, scene_id in enumerate(SCENE_IDS[split], start=1):
+    for number, scene_id in enumerate(ADE20K_SCENE_IDS[split], start=1):
         stem = f"ADE_{split}_{number:08d}"
         scene = miniature_scene(scene_id)
         yield scene, read(paths.label_root, stem), read(paths.instance_label_root, stem)
@@ -51,11 +56,11 @@ def test_one_grey_and_one_cmyk_jpeg(root):
     assert modes == ["RGB", "L", "CMYK", "RGB", "RGB", "RGB"]
     # CMYK survives the way back: red things stay red.
     picture = read_image(folder / "ADE_train_00000003.jpg").astype(int)
-    scene = miniature_scene(SCENE_IDS["train"][2]).image.astype(int)
+    scene = miniature_scene(ADE20K_SCENE_IDS["train"][2]).image.astype(int)
     assert np.abs(picture - scene).mean() < 6
 
 
-@pytest.mark.parametrize("split", SCENE_IDS)
+@pytest.mark.parametrize("split", ADE20K_SCENE_IDS)
 def test_labels_count_from_one_and_leave_gaps(root, split):
     for scene, labels, _ in pictures(root, split):
         assert labels.dtype == np.uint8 and labels.shape == scene.stuff.shape
@@ -66,7 +71,7 @@ def test_labels_count_from_one_and_leave_gaps(root, split):
         assert not labels[snow].any()
 
 
-@pytest.mark.parametrize("split", SCENE_IDS)
+@pytest.mark.parametrize("split", ADE20K_SCENE_IDS)
 def test_instances_are_numbered_and_have_the_class_of_their_label(root, split):
     for number, (scene, labels, instances) in enumerate(pictures(root, split)):
         names = [thing.object_name for thing in scene.objects]
@@ -94,7 +99,7 @@ def test_the_first_training_picture_has_a_thing_without_an_instance(root):
 def test_things_that_are_stuff_in_ade20k_have_no_instance(root):
     castles = [
         (instances[thing.mask], labels[thing.mask])
-        for split in SCENE_IDS
+        for split in ADE20K_SCENE_IDS
         for scene, labels, instances in pictures(root, split)
         for thing in scene.objects
         if thing.object_name in ("castle", "tree")

@@ -5,26 +5,28 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from rose_d2.data.annotated_regions import segmentation_to_rle
+from rose_d2.data.annotations import segmentation_to_rle
 from rose_d2.data.datasets.coco import (
+    CLASS_OF_LABEL,
     COCO_PANOPTIC_IDS,
     COCO_THING_IDS,
+    CocoStuffPaths,
+    contiguous_labels,
     load_coco_instances,
+    load_coco_panoptic,
 )
-from rose_d2.data.datasets.coco_stuff import CLASS_OF_LABEL, CocoStuffPaths, contiguous_labels
-from rose_d2.data.datasets.panoptic import load_coco_panoptic
 from rose_d2.data.image_io import ImageReadError, read_image
-from rose_d2.data.miniature.coco import (
+from rose_d2.synthetic.miniature_coco import (
     CMYK_IMAGE,
     CORRUPT_IMAGE,
     EMPTY_POLYGON_IMAGE,
     GREY_IMAGE,
     IMAGE_IDS,
+    miniature_scene,
     run_lengths,
     trace_polygons,
     write_coco,
 )
-from rose_d2.data.miniature.scenes import miniature_scene
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,7 @@ def test_only_the_image_asked_for_is_corrupt(root):
 
 
 def test_nothing_is_corrupt_unasked(tmp_path, monkeypatch):
-    monkeypatch.setattr("rose_d2.data.miniature.coco.IMAGE_IDS", {"train": (CORRUPT_IMAGE,)})
+    monkeypatch.setattr("rose_d2.synthetic.miniature_coco.IMAGE_IDS", {"train": (CORRUPT_IMAGE,)})
     write_coco(tmp_path)
     picture = read_image(tmp_path / "coco" / "train2017" / f"{CORRUPT_IMAGE:012d}.jpg")
     assert picture.shape == miniature_scene(CORRUPT_IMAGE).image.shape

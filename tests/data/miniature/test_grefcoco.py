@@ -2,10 +2,9 @@ import json
 
 import pytest
 
-from rose_d2.data.clipart.categories import ALL_NAMES
-from rose_d2.data.datasets.plain_pickle import load_plain_pickle
-from rose_d2.data.miniature.grefcoco import ABSENT_NAME
-from rose_d2.data.miniature.refer import write_refer
+from rose_d2.data.datasets.clipart import ALL_NAMES
+from rose_d2.data.datasets.refer_files import load_plain_pickle
+from rose_d2.synthetic.miniature_refer import ABSENT_NAME, write_refer
 
 
 @pytest.fixture(scope="module")

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rose_d2.data.datasets.coco import load_coco_panoptic
 from rose_d2.data.datasets.mapillary_vistas import V1_2, VistasPaths
-from rose_d2.data.datasets.panoptic import load_coco_panoptic
-from rose_d2.data.miniature.mapillary_vistas import (
-    SCENE_IDS,
-    draw_instances,
+from rose_d2.synthetic.miniature_coco import miniature_scene
+from rose_d2.synthetic.miniature_dense import (
+    VISTAS_SCENE_IDS,
+    draw_vistas_instances,
     image_key,
     write_mapillary_vistas,
 )
-from rose_d2.data.miniature.scenes import miniature_scene
 
 LABELS = {label.name: value for value, label in enumerate(V1_2.labels)}
 
@@ -40,7 +40,7 @@ def test_the_official_layout(root):
 
 
 def test_labels_have_a_palette_and_instances_16_bits(root):
-    for split, scene_ids in SCENE_IDS.items():
+    for split, scene_ids in VISTAS_SCENE_IDS.items():
         paths = VistasPaths(root, V1_2, split)
         for scene_id in scene_ids:
             name = f"{image_key(scene_id)}.png"
@@ -53,7 +53,7 @@ def test_labels_have_a_palette_and_instances_16_bits(root):
 
 def test_instances_are_numbered_within_their_label():
     scene = miniature_scene(504)
-    values = draw_instances(scene)
+    values = draw_vistas_instances(scene)
     tractors = [thing.mask for thing in scene.objects if thing.object_name == "tractor"]
     label = LABELS["Other Vehicle"]
     assert [int(values[mask][0]) - 256 * label for mask in tractors] == [0, 1, 2]
@@ -62,7 +62,7 @@ def test_instances_are_numbered_within_their_label():
 
 
 def test_stuff_has_no_numbers():
-    values = draw_instances(miniature_scene(523))
+    values = draw_vistas_instances(miniature_scene(523))
     assert (values // 256 == LABELS["On Rails"]).any()
     stuff = [k for k, label in enumerate(V1_2.labels) if label.kind != "thing"]
     assert (values[np.isin(values // 256, stuff)] % 256 == 0).all()
@@ -78,7 +78,9 @@ def test_official_panoptic_files_agree_with_the_labels(root):
         V1_2.panoptic_ids("thing"),
         V1_2.panoptic_ids("stuff"),
     )
-    assert [record["image_id"] for record in records] == [image_key(i) for i in SCENE_IDS["val"]]
+    assert [record["image_id"] for record in records] == [
+        image_key(i) for i in VISTAS_SCENE_IDS["val"]
+    ]
     for record in records:
         colours = np.asarray(Image.open(record["pan_seg_file_name"])).astype(int)
         ids = colours @ np.array([1, 256, 65536])

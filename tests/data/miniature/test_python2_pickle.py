@@ -2,8 +2,8 @@ import pickle
 
 import pytest
 
-from rose_d2.data.datasets.plain_pickle import load_plain_pickle
-from rose_d2.data.miniature.python2_pickle import dump_as_python2
+from rose_d2.data.datasets.refer_files import load_plain_pickle
+from rose_d2.synthetic.miniature_refer import dump_as_python2
 
 
 def test_it_writes_what_python_2_wrote():

@@ -8,11 +8,11 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from rose_d2.data.annotated_regions import segmentation_to_rle
-from rose_d2.data.datasets.plain_pickle import load_plain_pickle
-from rose_d2.data.datasets.refer_registry import REFER_SPLITS
-from rose_d2.data.miniature.refer import SPLIT_IMAGES, coco_category, write_refer
-from rose_d2.data.miniature.scenes import miniature_scene
+from rose_d2.data.annotations import segmentation_to_rle
+from rose_d2.data.datasets.refcoco import REFER_SPLITS
+from rose_d2.data.datasets.refer_files import load_plain_pickle
+from rose_d2.synthetic.miniature_coco import miniature_scene
+from rose_d2.synthetic.miniature_refer import SPLIT_IMAGES, coco_category, write_refer
 
 
 @pytest.fixture(scope="module")

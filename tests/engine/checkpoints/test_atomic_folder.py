@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from rose_d2.engine.checkpoints.atomic_folder import (
+from rose_d2.files import (
     hide_folder,
     new_folder,
     publish_folder,

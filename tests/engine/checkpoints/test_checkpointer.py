@@ -7,9 +7,9 @@ import pytest
 import torch
 from toy_training import ToyROSE
 
-from rose_d2.engine.checkpoints import atomic_folder
-from rose_d2.engine.checkpoints import checkpointer as module
-from rose_d2.engine.checkpoints.checkpointer import RoseCheckpointer
+from rose_d2 import files as atomic_folder
+from rose_d2.checkpoint import checkpointer as module
+from rose_d2.checkpoint.checkpointer import RoseCheckpointer
 
 
 class Counter:

@@ -4,12 +4,13 @@ import pytest
 import torch
 from toy_training import ToyROSE
 
-from rose_d2.engine.checkpoints.consolidated_weights import (
+from rose_d2.checkpoint.weights import (
     consolidated_to_safetensors,
     is_consolidated,
+    load_weights,
+    read_safetensors,
     refuse_shards,
 )
-from rose_d2.engine.checkpoints.weights import load_weights, read_safetensors
 
 
 def write(folder, state, parts=1):

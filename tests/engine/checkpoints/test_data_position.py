@@ -1,6 +1,6 @@
 import pytest
 
-from rose_d2.engine.checkpoints.data_position import DataPositionHook
+from rose_d2.engine.preemption import DataPositionHook
 
 
 def run(hook, start_iter, steps):

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from toy_training import ToyTrainer, seed_all, toy_config
 
-from rose_d2.engine.checkpoints import preemption
-from rose_d2.engine.checkpoints.preemption import PREEMPTED_STATUS, Preempted, termination_forwarded
+from rose_d2.engine import preemption
+from rose_d2.engine.preemption import PREEMPTED_STATUS, Preempted, termination_forwarded
 
 
 @pytest.fixture(autouse=True)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from rose_d2.engine.checkpoints import random_state as module
-from rose_d2.engine.checkpoints.random_state import (
+from rose_d2.engine import preemption as module
+from rose_d2.engine.preemption import (
     RandomStateHook,
     capture_random_state,
     preserved_random_state,

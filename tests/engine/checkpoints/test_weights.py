@@ -5,12 +5,7 @@ import torch
 from torch import nn
 from toy_training import ToyROSE
 
-from rose_d2.engine.checkpoints.weights import (
-    keys_to_save,
-    load_weights,
-    read_safetensors,
-    save_weights,
-)
+from rose_d2.checkpoint.weights import keys_to_save, load_weights, read_safetensors, save_weights
 
 
 def test_round_trip_keeps_every_tensor_and_the_tie(tmp_path):

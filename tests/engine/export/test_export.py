@@ -5,13 +5,14 @@ import torch
 import yaml
 from detectron2.modeling import build_model
 from safetensors import safe_open
+from scripts import load_script
 
-from rose_d2.engine.checkpoints.checkpointer import RoseCheckpointer
-from rose_d2.engine.export.export import export_bases, export_merged, export_trainable
-from rose_d2.engine.export.export_check import deviations, model_outputs
-from rose_d2.engine.export.exported_folder import use_exported_folder
-from rose_d2.engine.read_config import read_config
+from rose_d2.checkpoint.checkpointer import RoseCheckpointer
+from rose_d2.checkpoint.export import export_bases, export_merged, export_trainable
+from rose_d2.config.read import read_config, use_exported_folder
 
+export_checkpoint = load_script("tools/export_checkpoint.py")
+deviations, model_outputs = export_checkpoint.deviations, export_checkpoint.model_outputs
 TRAINED = ("PATCH_EMBED", "EMBED_TOKENS", "LM_HEAD", "HEADS", "SAM_MASK_DECODER")
 
 

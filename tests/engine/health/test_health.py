@@ -3,14 +3,14 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from scripts import ROOT
 from toy_training import ToyROSE, toy_config
 
-from rose_d2.engine.health.health import build_health_hooks
-from rose_d2.engine.health.watchdog import WatchdogHook
-from rose_d2.engine.steps.step_dump import dumped_ranks
+from rose_d2.engine.non_finite import dumped_ranks
+from rose_d2.engine.trainer import build_health_hooks
+from rose_d2.engine.watchdog import WatchdogHook
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def two_processes(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = Path(__file__).parents[1] / "health_jobs.py"
+    script = ROOT / "tests/helpers/health_jobs.py"
     processes = [
         subprocess.Popen(
             [sys.executable, str(script), str(folder), str(rank), str(port)],

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from rose_d2.engine.health.metrics_flops import StepFlops, measured_peak
+from rose_d2.engine.metrics import StepFlops, measured_peak
 
 
 class TwoLayers(nn.Module):

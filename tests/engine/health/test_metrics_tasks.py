@@ -5,7 +5,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from rose_d2.engine.health.metrics_tasks import TaskLossHook, sum_by_task, task_metrics
+from rose_d2.engine.metrics import TaskLossHook, sum_by_task, task_metrics
 
 
 def batch(tasks, text, mask):

@@ -5,8 +5,7 @@ import torch
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from rose_d2.engine.health.metrics_flops import StepFlops
-from rose_d2.engine.health.metrics_throughput import ThroughputHook
+from rose_d2.engine.metrics import StepFlops, ThroughputHook
 
 # A product of (5, 8) with (8, 16), its backward pass without that of the input.
 STEP_FLOPS = 2 * (2 * 5 * 8 * 16)

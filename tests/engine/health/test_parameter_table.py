@@ -4,7 +4,7 @@ import torch
 from detectron2.modeling import build_model
 from torch import nn
 
-from rose_d2.engine.health.parameter_table import format_parameter_table, part_sizes
+from rose_d2.modeling.parameter_table import format_parameter_table, part_sizes
 
 
 def recipe(cfg):

@@ -1,7 +1,7 @@
 import sys
 import threading
 
-from rose_d2.engine.health.stall_report import Heartbeat, describe_stall, locate, ranks_behind
+from rose_d2.engine.watchdog import Heartbeat, describe_stall, locate, ranks_behind
 
 
 def beat(rank, iteration=5, position=3, **entries):

@@ -9,9 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from rose_d2.engine.health import watchdog
-from rose_d2.engine.health.stall_report import Heartbeat
-from rose_d2.engine.health.watchdog import WatchdogHook
+from rose_d2.engine import watchdog
+from rose_d2.engine.watchdog import Heartbeat, WatchdogHook
 
 LIMIT = 0.4
 

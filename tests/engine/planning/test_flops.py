@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from rose_d2.engine.planning.flops import count_flops
+from rose_d2.profiling.steps import count_flops
 
 
 def test_a_matrix_product_counts_two_per_multiply_add():

@@ -5,11 +5,10 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from rose_d2.engine.planning.flops import count_flops
-from rose_d2.engine.planning.memory_plan import MemoryPlan, plan_inference, plan_training
-from rose_d2.engine.planning.memory_plan_model import KnownMasks, build_without_memory
-from rose_d2.engine.planning.step_benchmark import measure_inference, measure_training_peak
-from rose_d2.engine.planning.step_benchmark_inputs import synthetic_inputs
+from rose_d2.profiling.inputs import synthetic_inputs
+from rose_d2.profiling.memory_model import KnownMasks, build_without_memory
+from rose_d2.profiling.memory_plan import MemoryPlan, plan_inference, plan_training
+from rose_d2.profiling.steps import count_flops, measure_inference, measure_training_peak
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import json
 import pytest
 from torch import nn
 
-from rose_d2.engine.planning.memory_plan_sharding import StepState, step_state
+from rose_d2.profiling.memory_model import StepState, step_state
 
 
 @pytest.fixture

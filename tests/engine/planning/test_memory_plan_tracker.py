@@ -1,6 +1,6 @@
 import torch
 
-from rose_d2.engine.planning.memory_plan_tracker import LiveBytes
+from rose_d2.profiling.memory_model import LiveBytes
 
 
 def test_the_peak_outlives_what_made_it():

@@ -1,16 +1,19 @@
 import pytest
 import torch
 
-from rose_d2.engine.planning.step_benchmark import StepCost, measure_inference, measure_training
-from rose_d2.engine.planning.step_benchmark_inputs import (
-    DATASET,
-    synthetic_inputs,
-    without_downloads,
-)
-from rose_d2.engine.planning.step_benchmark_parts import BACKBONE_PARTS, CANDIDATE_PARTS, PartTimes
-from rose_d2.engine.planning.step_benchmark_peak import held_bytes, measure_peak_memory
-from rose_d2.engine.planning.step_benchmark_report import report_step
 from rose_d2.modeling.category_decoder import CategoryDecoder
+from rose_d2.profiling.inputs import DATASET, synthetic_inputs, without_downloads
+from rose_d2.profiling.steps import (
+    BACKBONE_PARTS,
+    CANDIDATE_PARTS,
+    PartTimes,
+    StepCost,
+    held_bytes,
+    measure_inference,
+    measure_peak_memory,
+    measure_training,
+    report_step,
+)
 
 CPU = torch.device("cpu")
 

@@ -4,11 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rose_d2.engine.reports.alignment_curve import (
-    alignment_curves,
-    curve_file_name,
-    draw_alignment_curve,
-)
+from rose_d2.reports.curve import alignment_curves, curve_file_name, draw_alignment_curve
 
 LEVELS = {"exact": 20.0, "normalised": 25.0, "synonym": 27.0, "wordnet synonym": 30.0}
 

@@ -7,8 +7,8 @@ import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 
-from rose_d2.config import add_rose_config
-from rose_d2.engine.reports.report import write_report
+from rose_d2.config.defaults import add_rose_config
+from rose_d2.reports.report import write_report
 
 LEVELS = {"exact": 30.0, "normalised": 31.0, "synonym": 32.5}
 SEGM = {"AP": 32.5, "AP50": 50.0, "AP75": math.nan, "APs": 10.0, "APm": 20.0, "APl": 40.0}

@@ -1,8 +1,7 @@
 """Refined results are never mistaken for those of the first turn."""
 
-from rose_d2.engine.protocol import measured_levels
-from rose_d2.engine.reports.report_refinement import first_turn, refinement_section
-from rose_d2.engine.reports.report_sections import headline_numbers
+from rose_d2.reports.record import measured_levels
+from rose_d2.reports.report import first_turn, headline_numbers, refinement_section
 
 TASKS = {
     "sem_seg": {"mIoU": 50.0, "IoU-dog": 40.0},

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from rose_d2.engine.reports.report_tables import folded, number, plain, table
+from rose_d2.reports.report import folded, number, plain, table
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from rose_d2.engine.predictor import RosePredictor
-from rose_d2.engine.segments import segments_from_output
+from rose_d2.predictor.predictor import RosePredictor
+from rose_d2.predictor.questions import image_input, segments_from_output
 from rose_d2.prompts.conversation import Conversation
-from rose_d2.prompts.templates import build_instruction
-from rose_d2.structures.segment import Segment
+from rose_d2.prompts.instructions import build_instruction
+from rose_d2.structures.segments import Segment
 
 HEIGHT, WIDTH = 60, 90
 
@@ -104,7 +104,7 @@ def test_answers_equal_those_of_the_model_without_cache(predictor, session, imag
     old = session.add(dog())[0]
     session.refine(old)
     session.undo()
-    item = predictor.image_input(image)
+    item = image_input(predictor.cfg, image)
     if task == "referring":
         item["conversation"] = Conversation(build_instruction(task, description="the dog"))
         found = session.refer("the dog")
@@ -217,7 +217,7 @@ def test_ids_are_never_used_twice(session):
 
 def test_where_the_model_draws_nothing_the_segment_stays(session, monkeypatch):
     (old,) = session.add(dog())
-    monkeypatch.setattr("rose_d2.engine.session.session.segments_from_output", lambda *args: [])
+    monkeypatch.setattr("rose_d2.predictor.session.segments_from_output", lambda *args: [])
     assert session.refine(old).segments == session.segments == (old,)
     assert "stays as it is" in session.dialogue[-1].text
     assert len(session.refer("the cat")) == 0

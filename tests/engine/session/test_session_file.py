@@ -4,8 +4,8 @@ import logging
 import numpy as np
 import pytest
 
-from rose_d2.engine.predictor import RosePredictor
-from rose_d2.structures.segment import Segment
+from rose_d2.predictor.predictor import RosePredictor
+from rose_d2.structures.segments import Segment
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 import pytest
 
-from rose_d2.engine.session.session_instructions import (
+from rose_d2.predictor.session_instructions import (
     check_text,
     refinement_request,
     refinement_words,
     situation_of,
 )
-from rose_d2.prompts.refinement_templates import REFINEMENT_INSTRUCTIONS
-from rose_d2.structures.refinement_request import RefinementRequest
+from rose_d2.prompts.instructions import REFINEMENT_INSTRUCTIONS
+from rose_d2.structures.segments import RefinementRequest
 
 BOX = (10, 20, 300, 400)
 

@@ -3,8 +3,8 @@ import json
 import pytest
 from toy_training import toy_config
 
-from rose_d2.engine.read_config import read_config
-from rose_d2.engine.steps.deepspeed_config import deepspeed_config
+from rose_d2.config.read import read_config
+from rose_d2.engine.deepspeed_engine import deepspeed_config
 
 
 def config_with_json(tmp_path, settings, *opts):

@@ -1,15 +1,14 @@
 """The engines against each other; the runs are those of step_engine_jobs.py."""
 
-from pathlib import Path
-
 import pytest
 import torch
+from scripts import ROOT
 from toy_training import NoDropoutROSE, toy_config
 
-from rose_d2.engine.steps.deepspeed_engine import DeepSpeedStepEngine
-from rose_d2.engine.steps.optimizer import warmup_decay_factor
+from rose_d2.engine.deepspeed_engine import DeepSpeedStepEngine
+from rose_d2.engine.torch_engine import warmup_decay_factor
 
-SCRIPT = Path(__file__).parents[1] / "step_engine_jobs.py"
+SCRIPT = ROOT / "tests/helpers/step_engine_jobs.py"
 STEPS = 4
 
 

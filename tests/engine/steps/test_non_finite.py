@@ -1,14 +1,12 @@
-import importlib.util
 import math
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
+from scripts import load_script
 from toy_training import ToyROSE, seed_all, toy_config, toy_item
 
-from rose_d2.engine.steps.non_finite import NonFiniteGuard
-from rose_d2.engine.steps.step_replay import replay_step
+from rose_d2.engine.non_finite import NonFiniteGuard
 
 FINE = {"loss_text": 1.0, "loss_mask_dice": 2.0}
 BROKEN = {"loss_text": 1.0, "loss_mask_dice": math.nan}
@@ -108,7 +106,7 @@ def stopped_step(tmp_path):
 def test_the_dump_reproduces_the_step(stopped_step):
     folder, micro_losses = stopped_step
     seed_all(77)
-    dump, replay = replay_step(str(folder))
+    dump, replay = load_script("tools/replay_step.py").replay_step(str(folder))
     assert replay.micro_losses == micro_losses == dump.micro_losses
     assert math.isinf(micro_losses[1]["loss_mask_dice"])
     assert math.isfinite(micro_losses[1]["loss_text"])
@@ -119,10 +117,7 @@ def test_the_dump_reproduces_the_step(stopped_step):
 
 
 def test_the_tool_prints_both_sides(stopped_step, capsys):
-    path = Path(__file__).parents[3] / "tools" / "replay_step.py"
-    spec = importlib.util.spec_from_file_location("replay_step", path)
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_script("tools/replay_step.py")
     folder, micro_losses = stopped_step
     tool.main([str(folder)])
     printed = capsys.readouterr().out

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from toy_training import ToyROSE, toy_config
 
-from rose_d2.engine.steps.optimizer import (
+from rose_d2.engine.torch_engine import (
     build_lr_scheduler,
     build_optimizer,
     parameter_groups,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from rose_d2.engine.steps.step_dump import read_step_dump, write_step_dump
+from rose_d2.engine.non_finite import read_step_dump, write_step_dump
 from rose_d2.prompts.conversation import Conversation
 from rose_d2.structures.category_names import CategoryNames
 

@@ -1,8 +1,8 @@
 import pytest
 from toy_training import ToyROSE, toy_config
 
-from rose_d2.engine.steps.step_engine import build_step_engine
-from rose_d2.engine.steps.torch_engine import TorchStepEngine
+from rose_d2.engine.build import build_step_engine
+from rose_d2.engine.torch_engine import TorchStepEngine
 
 
 def test_engine_is_chosen_by_name(tmp_path):

@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from toy_training import NoDropoutROSE, seed_all, toy_config, toy_item
 
-from rose_d2.engine.steps.torch_engine import TorchStepEngine
+from rose_d2.engine.torch_engine import TorchStepEngine
 
 
 def items(*indices):

@@ -5,9 +5,8 @@ import torch
 from detectron2.config import get_cfg
 from peft.tuners.lora import LoraLayer
 
-from rose_d2.config import add_rose_config
-from rose_d2.modeling.backbone.llava_builders import build_llava
-from rose_d2.modeling.backbone.lora import add_lora, merge_lora
+from rose_d2.config.defaults import add_rose_config
+from rose_d2.modeling.backbone.llava_builders import add_lora, build_llava, merge_lora
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

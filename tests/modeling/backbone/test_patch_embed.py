@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rose_d2.modeling.backbone.patch_embed import widen_patch_embedding
+from rose_d2.modeling.backbone.llava_builders import widen_patch_embedding
 
 
 def test_fourth_channel_changes_nothing_at_first_and_can_learn():

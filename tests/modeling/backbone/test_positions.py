@@ -2,7 +2,7 @@ import pytest
 import torch
 from detectron2.modeling import build_backbone
 
-from rose_d2.modeling.backbone.positions import PatchPositions, sine_cosine_positions
+from rose_d2.modeling.backbone.llava_builders import PatchPositions, sine_cosine_positions
 
 
 def test_inner_products_depend_on_the_offset_only():

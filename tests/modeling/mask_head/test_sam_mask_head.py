@@ -5,10 +5,9 @@ import torch
 from detectron2.config import get_cfg
 from segment_anything.modeling import Sam
 
-from rose_d2.config import add_rose_config
-from rose_d2.modeling.mask_head.sam_builders import build_sam, build_sam_tiny
-from rose_d2.modeling.mask_head.sam_mask_head import SAMMaskHead
-from rose_d2.structures.patch_predictions import PatchPredictions
+from rose_d2.config.defaults import add_rose_config
+from rose_d2.modeling.mask_head import SAMMaskHead, build_sam, build_sam_tiny
+from rose_d2.structures.patches import PatchPredictions
 
 SIDE = 64
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]

@@ -8,9 +8,9 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import EventStorage
 
-from rose_d2.engine.checkpoints.weights import keys_to_save
+from rose_d2.checkpoint.weights import keys_to_save
 from rose_d2.modeling.backbone.llava_builders import build_llava
-from rose_d2.modeling.mask_head.sam_builders import build_sam_tiny
+from rose_d2.modeling.mask_head import build_sam_tiny
 from rose_d2.structures.category_names import CategoryNames
 
 LOSSES = {

@@ -13,14 +13,9 @@ Roles with the paper's layout, patch 0 at the top left:
 import torch
 from detectron2.structures import BitMasks, Instances
 
-from rose_d2.modeling.patch_analyzer.assignment import (
-    NegativeCounts,
-    PatchAssigner,
-    pair_weights,
-    sample_pairs,
-)
-from rose_d2.modeling.patch_analyzer.super_patch import SuperPatchLayout
-from rose_d2.structures.patch_grid import PatchGrid
+from rose_d2.modeling.assignment import NegativeCounts, PatchAssigner, pair_weights, sample_pairs
+from rose_d2.modeling.patch_analyzer import SuperPatchLayout
+from rose_d2.structures.patches import PatchGrid
 
 SIDE = 84
 EVERY = NegativeCounts(wrong_role=99, not_asked=99, random=99)

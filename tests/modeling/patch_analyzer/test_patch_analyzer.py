@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from rose_d2.modeling.backbone.lmm import LMMOutput
-from rose_d2.modeling.patch_analyzer.patch_analyzer import StandardPatchAnalyzer
-from rose_d2.modeling.patch_analyzer.super_patch import SuperPatchLayout
-from rose_d2.structures.patch_grid import PatchGrid
+from rose_d2.modeling.patch_analyzer import StandardPatchAnalyzer, SuperPatchLayout
+from rose_d2.structures.patches import PatchGrid
 
 
 def build(role_conditioning):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rose_d2.modeling.patch_analyzer.selection import patches_touching, select_patches
-from rose_d2.structures.patch_grid import PatchGrid
+from rose_d2.modeling.assignment import patches_touching, select_patches
+from rose_d2.structures.patches import PatchGrid
 
 LOGITS = torch.tensor([0.1, 0.9, 0.5, 0.7, 0.2])
 ROLES = torch.tensor([3, 0, 3, 1, 3])  # 3 is stuff

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rose_d2.modeling.patch_analyzer.super_patch import LETTERS, ROLES, SuperPatchLayout
-from rose_d2.structures.patch_grid import PatchGrid
+from rose_d2.modeling.patch_analyzer import LETTERS, ROLES, SuperPatchLayout
+from rose_d2.structures.patches import PatchGrid
 
 PAPER = ["sms", "mlm", "sts"]
 BOUNDS = (32.0, 96.0)

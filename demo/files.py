@@ -1,0 +1,84 @@
+"""Which files the demo segments, what it calls them, and the pictures it writes."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:  # slow to import, and mistakes in the command are answered before
+    from rose_d2.structures.segments import Segment
+
+_IGNORED_FILES = ("thumbs.db", "desktop.ini")
+_RESULTS = ("overlays", "panoptic", "before_after", "contact_sheet.jpg")
+
+
+def find_images(inputs: Sequence[str], output: Path) -> list[Path]:
+    """List the files that the user's paths, folders and globs stand for, each once.
+
+    Raises:
+        ValueError: an input does not exist or holds no image.
+    """
+    found: dict[Path, Path] = {}
+    for entry in inputs:
+        path = Path(entry).expanduser()
+        if path.is_dir():
+            files = _images_of_folder(path, output)
+        elif path.exists():
+            files = [path]
+        elif glob.has_magic(entry):
+            matches = map(Path, sorted(glob.glob(str(path), recursive=True)))
+            files = [file for file in matches if _is_wanted(file, output)]
+        else:
+            raise ValueError(f"--input {entry!r} does not exist.")
+        if not files:
+            raise ValueError(f"--input {entry!r} matches no file.")
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
+
+
+def _images_of_folder(folder: Path, output: Path) -> list[Path]:
+    """All files of a folder, so that a damaged one is noticed, if any looks like an image."""
+    files = [file for file in sorted(folder.iterdir()) if _is_wanted(file, output)]
+    known = Image.registered_extensions()
+    if any(file.suffix.lower() in known for file in files):
+        return files
+    hint = f" To try every file in it and below: --input '{folder}/**/*'"
+    raise ValueError(f"there are no images in the folder {str(folder)!r}.{hint}")
+
+
+def _is_wanted(file: Path, output: Path) -> bool:
+    """Leave out folders, system files and pictures that an earlier run of this demo drew."""
+    hidden = file.name.startswith(".") or file.name.casefold() in _IGNORED_FILES
+    results = [(output / name).resolve() for name in _RESULTS]
+    drawn = any(path in results for path in (file.resolve(), *file.resolve().parents))
+    return file.is_file() and not hidden and not drawn
+
+
+def file_name_of(path: Path) -> str:
+    """How predictions.json calls an image: relative to the working directory where possible."""
+    absolute = path.resolve()
+    here = Path.cwd()
+    return (absolute.relative_to(here) if here in absolute.parents else absolute).as_posix()
+
+
+def panoptic_ids(segments: Sequence[Segment], size: tuple[int, int]) -> np.ndarray:
+    """Colours (H, W, 3) of a COCO panoptic PNG: id = R + 256 G + 65536 B, 0 where nothing is."""
+    ids = np.zeros(size, dtype=np.int64)
+    for number, segment in enumerate(segments, start=1):
+        ids[segment.mask] = number
+    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
+
+
+def save_image(picture: np.ndarray, path: Path) -> None:
+    """Write a picture (H, W, 3) whole or not at all; the suffix chooses the format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".partial-{path.name}")
+    Image.fromarray(picture).save(partial, quality=92)
+    os.replace(partial, path)

@@ -1,0 +1,142 @@
+"""What saved predictions depend on: they may be continued or scored only where it is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+import detectron2
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from rose_d2.config.defaults import add_rose_config
+
+_GROUPS = ("MODEL", "TEST", "INPUT")
+# Keys of those groups that say where a run happens, or how its outputs are scored.
+_WITHOUT_EFFECT = (
+    "MODEL.WEIGHTS",
+    "MODEL.DEVICE",
+    "MODEL.ALLOW_MISSING_KEYS",
+    "MODEL.SIGLIP_TEXT.CACHE_DIR",
+    "TEST.DETECTIONS_PER_IMAGE",
+    "TEST.EVAL_PERIOD",
+    "TEST.EXPECTED_RESULTS",
+    "TEST.OPEN_METRICS",
+    "TEST.RANK_BY_NAME",
+    "TEST.SAVE_PREDICTIONS",
+)
+# Keys that say where and how a run happens, not what is computed.
+_PLACE_KEYS = (
+    "OUTPUT_DIR",
+    "MODEL.WEIGHTS",
+    "MODEL.DEVICE",
+    "MODEL.SIGLIP_TEXT.CACHE_DIR",
+    "DATALOADER.NUM_WORKERS",
+    "TEST.SAVE_PREDICTIONS",
+)
+_PACKAGES = (
+    "rose_d2",
+    "torch",
+    "torchvision",
+    "transformers",
+    "peft",
+    "segment-anything",
+    "numpy",
+    "pycocotools",
+    "faster-coco-eval",
+    "nltk",
+)
+
+
+def prediction_fingerprint(
+    cfg: CfgNode, dataset_name: str, num_samples: int, checkpoint_sha256: str
+) -> dict[str, Any]:
+    """Describe what a `PredictionStore` of a run depends on.
+
+    Args:
+        cfg: the config of the run.
+        dataset_name: a registered dataset.
+        num_samples: how many items it is evaluated on.
+        checkpoint_sha256: of the weights.
+
+    Returns:
+        JSON values by name: `dataset`, `num_samples`, `checkpoint_sha256`, `config_hash` (of the
+        settings that change predictions, not of the whole config) and those of these settings
+        that are not ROSE's defaults.
+    """
+    settings = prediction_settings(cfg)
+    plain = get_cfg()
+    add_rose_config(plain)
+    defaults = prediction_settings(plain)
+    changed = {key: value for key, value in settings.items() if defaults.get(key) != value}
+    return {
+        "dataset": dataset_name,
+        "num_samples": num_samples,
+        "checkpoint_sha256": checkpoint_sha256,
+        **changed,
+        "config_hash": settings_hash(settings),
+    }
+
+
+def prediction_settings(cfg: CfgNode) -> dict[str, Any]:
+    """The keys of a config that change what a model with given weights answers, by dotted name."""
+    plain = yaml.safe_load(cfg.dump())
+    groups = {name: plain[name] for name in _GROUPS}
+    return {key: value for key, value in _leaves(groups) if key not in _WITHOUT_EFFECT}
+
+
+def settings_hash(settings: Mapping[str, Any]) -> str:
+    """The first 16 hex digits of a SHA-256."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def config_hash(cfg: CfgNode) -> str:
+    """Hash a config; equal for two runs that differ only in folders, device or workers.
+
+    Returns:
+        The first 16 hex digits of a SHA-256.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key in _PLACE_KEYS:
+        *parents, last = key.split(".")
+        node = cfg
+        for parent in parents:
+            node = node[parent]
+        node[last] = ""
+    # Not the YAML text: it marks values that are one object, which a config read back has not.
+    plain = json.dumps(yaml.safe_load(cfg.dump()), sort_keys=True)
+    return hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+
+def file_sha256(path: str) -> str:
+    """Return the SHA-256 of a file as hex digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Return the versions of rose_d2, of Python and of the libraries the numbers depend on."""
+    # A detectron2 need not have been installed under its own name.
+    versions = {"python": platform.python_version(), "detectron2": detectron2.__version__}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

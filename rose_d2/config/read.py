@@ -1,0 +1,109 @@
+"""Reading a config: from a file, from the command line, and from an exported model.
+
+An exported model is one folder with its own language model, SAM file and the rest.
+
+    folder/lmm/               Hugging Face LLaVA-OneVision, adapters merged
+    folder/sam.pth            Segment Anything
+    folder/model.safetensors  heads, mask decoder, the patch embedding with its mask channel
+    folder/config.yaml, README.md
+
+`MODEL.WEIGHTS folder` loads all of it, for inference or to train on from there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from rose_d2.config.defaults import add_rose_config
+
+logger = logging.getLogger(__name__)
+
+LMM_FOLDER = "lmm"
+SAM_FILE = "sam.pth"
+# Config that trains from scratch, so names no weights -> the released ones.
+RELEASED_WEIGHTS = {
+    "rose_tiny.yaml": Path(__file__).resolve().parents[2] / "checkpoints" / "rose_tiny",
+}
+
+
+def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """Make ROSE's config with the values of a file and of the command line.
+
+    If MODEL.WEIGHTS is an exported folder, the pretrained bases are taken from it as well.
+
+    Args:
+        config_file: a YAML file; nothing in it is executed.
+        opts: KEY VALUE pairs, one after the other.
+
+    Returns:
+        The config, not frozen.
+
+    Raises:
+        ValueError: the file is missing, a key is unknown or a value has another type.
+    """
+    cfg = get_cfg()
+    add_rose_config(cfg)
+    # What yacs and detectron2 raise does not say where the key stands.
+    try:
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    except (AssertionError, AttributeError, KeyError, OSError, ValueError) as error:
+        raise ValueError(f"In {config_file}: {error.args[0]}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"In {config_file}: {error}") from error
+    try:
+        cfg.merge_from_list(list(opts))
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"In the KEY VALUE pairs that change the config ({' '.join(map(str, opts))}): "
+            f"{error.args[0]}"
+        ) from error
+    use_exported_folder(cfg)
+    return cfg
+
+
+def read_released_config(
+    config_file: str, opts: Sequence[str] = (), *, min_score: float | None = None
+) -> CfgNode:
+    """Do `read_config` for using a model: where no weights are named, with the released ones.
+
+    Args:
+        config_file: a YAML file.
+        opts: KEY VALUE pairs, one after the other.
+        min_score: takes the place of the score thresholds of instances and panoptic segments.
+
+    Returns:
+        The config, frozen.
+
+    Raises:
+        ValueError: see `read_config`.
+    """
+    cfg = read_config(config_file, opts)
+    if "MODEL.WEIGHTS" not in opts and Path(config_file).name in RELEASED_WEIGHTS:
+        cfg.MODEL.WEIGHTS = str(RELEASED_WEIGHTS[Path(config_file).name])
+    if min_score is not None:
+        cfg.TEST.SCORE_THRESH = cfg.TEST.PANOPTIC.SCORE_THRESH = min_score
+    cfg.freeze()
+    return cfg
+
+
+def use_exported_folder(cfg: CfgNode) -> None:
+    """If MODEL.WEIGHTS is an exported folder, let its files be the pretrained bases, in place.
+
+    Args:
+        cfg: not frozen; MODEL.LMM.PRETRAINED, MODEL.LMM.TOKENIZER and
+            MODEL.MASK_HEAD.SAM_CHECKPOINT are replaced.
+    """
+    folder = Path(cfg.MODEL.WEIGHTS).expanduser()
+    if folder.suffix == ".safetensors":
+        folder = folder.parent
+    if not cfg.MODEL.WEIGHTS or not (folder / LMM_FOLDER / "config.json").is_file():
+        return
+    cfg.MODEL.LMM.PRETRAINED = str(folder / LMM_FOLDER)
+    cfg.MODEL.LMM.TOKENIZER = ""
+    cfg.MODEL.MASK_HEAD.SAM_CHECKPOINT = str(folder / SAM_FILE)
+    logger.info("%s is an exported model: its own language model and SAM are used.", folder)

@@ -1,0 +1,319 @@
+"""What annotators drew on an image, decoded to masks in the language model's view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from detectron2.data import Metadata
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from rose_d2.data.image_io import ImageReadError
+
+
+@dataclass(frozen=True)
+class AnnotatedRegions:
+    """R regions of one image; every array has R rows unless said otherwise.
+
+    Attributes:
+        masks: bool (R, I, I). A region that is smaller than the view's grid may be empty.
+        classes: int64 (R,) contiguous class; -1 where the annotation has no category.
+        is_stuff: bool (R,).
+        ignore: bool (I, I): crowd and unlabelled pixels.
+    """
+
+    masks: np.ndarray
+    classes: np.ndarray
+    is_stuff: np.ndarray
+    ignore: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def flipped(self) -> AnnotatedRegions:
+        """The regions of the mirrored image."""
+        return replace(
+            self,
+            masks=np.ascontiguousarray(self.masks[:, :, ::-1]),
+            ignore=np.ascontiguousarray(self.ignore[:, ::-1]),
+        )
+
+    def with_stuff_of(self, panoptic: AnnotatedRegions) -> AnnotatedRegions:
+        """Add another annotation's stuff regions, behind these objects.
+
+        Their classes become -1, since the two annotations may number classes differently.
+
+        Args:
+            panoptic: regions of the same image in the same view.
+        """
+        stuff = panoptic.masks[panoptic.is_stuff]
+        objects = self.masks.any(axis=0)
+        return AnnotatedRegions(
+            masks=np.concatenate([self.masks, stuff]),
+            classes=np.concatenate([self.classes, np.full(len(stuff), -1)]),
+            is_stuff=np.concatenate([self.is_stuff, np.ones(len(stuff), dtype=bool)]),
+            ignore=self.ignore | (panoptic.ignore & ~objects),
+        )
+
+
+def decode_annotations(
+    annotations: list[dict], height: int, width: int, size: int
+) -> AnnotatedRegions:
+    """Decode COCO-style objects (polygons or RLE), one region each, in order.
+
+    Crowd annotations keep their place as a region without pixels, so that positions in
+    `annotations` stay valid, and their pixels become ignored.
+
+    Args:
+        annotations: detectron2 annotations with "segmentation", "category_id", "iscrowd".
+        height: of the image in pixels.
+        width: of the image in pixels.
+        size: side I of the square view.
+    """
+    masks = np.zeros((len(annotations), size, size), dtype=bool)
+    ignore = np.zeros((size, size), dtype=bool)
+    for index, annotation in enumerate(annotations):
+        rle = segmentation_to_rle(annotation.get("segmentation"), height, width)
+        if rle is None:
+            continue
+        view = square_view(coco_mask.decode(rle), size).astype(bool)
+        if annotation.get("iscrowd", 0):
+            ignore |= view
+        else:
+            masks[index] = view
+    # Pixels of an object inside a crowd region are known.
+    ignore &= ~masks.any(axis=0)
+    classes = [a["category_id"] if a.get("category_id") is not None else -1 for a in annotations]
+    return AnnotatedRegions(
+        masks=masks,
+        classes=np.asarray(classes, dtype=np.int64),
+        is_stuff=np.zeros(len(annotations), dtype=bool),
+        ignore=ignore,
+    )
+
+
+def decode_panoptic(
+    path: str, segments_info: list[dict], height: int, width: int, size: int
+) -> AnnotatedRegions:
+    """Decode a COCO panoptic PNG: one region per thing, one per stuff category.
+
+    Args:
+        path: PNG whose colours spell segment ids (R + 256 G + 256 * 256 B).
+        segments_info: dicts with "id", "category_id" (contiguous), "isthing", "iscrowd".
+        height: of the image in pixels.
+        width: of the image in pixels.
+        size: side I of the square view.
+
+    Raises:
+        ImageReadError: the PNG is missing or damaged.
+        ValueError: the PNG's size is not the image's.
+    """
+    colours = _read_label_view(path, height, width, size)
+    ids = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]  # (I, I)
+    things = [s for s in segments_info if s["isthing"] and not s.get("iscrowd", 0)]
+    stuff: dict[int, list[int]] = {}
+    for segment in segments_info:
+        if not segment["isthing"] and not segment.get("iscrowd", 0):
+            stuff.setdefault(segment["category_id"], []).append(segment["id"])
+    groups = [([s["id"]], s["category_id"]) for s in things]
+    groups += [(segment_ids, category) for category, segment_ids in stuff.items()]
+    masks = np.zeros((len(groups), size, size), dtype=bool)
+    for mask, (segment_ids, _) in zip(masks, groups, strict=True):
+        for segment_id in segment_ids:
+            mask |= ids == segment_id
+    return AnnotatedRegions(
+        masks=masks,
+        classes=np.asarray([category for _, category in groups], dtype=np.int64),
+        is_stuff=np.arange(len(groups)) >= len(things),
+        # Void, crowd segments and ids that segments_info does not list.
+        ignore=~masks.any(axis=0),
+    )
+
+
+def decode_label_map(
+    path: str, height: int, width: int, size: int, *, ignore_label: int, stuff_ids: set[int]
+) -> AnnotatedRegions:
+    """Decode a label PNG without instances: one region per class.
+
+    Args:
+        path: PNG whose grey value is the contiguous class.
+        height: of the image in pixels.
+        width: of the image in pixels.
+        size: side I of the square view.
+        ignore_label: grey value of unlabelled pixels.
+        stuff_ids: the contiguous classes that are stuff.
+
+    Raises:
+        ImageReadError: the PNG is missing or damaged.
+        ValueError: the PNG's size is not the image's.
+    """
+    labels = _read_label_view(path, height, width, size)
+    classes = np.setdiff1d(np.unique(labels), [ignore_label]).astype(np.int64)
+    return AnnotatedRegions(
+        masks=labels[None] == classes[:, None, None],
+        classes=classes,
+        is_stuff=np.asarray([c in stuff_ids for c in classes.tolist()], dtype=bool),
+        ignore=labels == ignore_label,
+    )
+
+
+def square_view(values: np.ndarray, size: int) -> np.ndarray:
+    """Values of an image's pixels in the language model's square view.
+
+    Args:
+        values: (H, W) or (H, W, channels).
+        size: side I of the view.
+
+    Returns:
+        (I, I) or (I, I, channels): at each pixel the value nearest to its centre.
+    """
+    rows, columns = (_nearest(length, size) for length in values.shape[:2])
+    if values.flags.f_contiguous:  # masks of pycocotools: whole columns lie together
+        return values[:, columns][rows]
+    return values[rows][:, columns]
+
+
+def segmentation_to_rle(segmentation: object, height: int, width: int) -> dict | None:
+    """Bring any COCO-style segmentation into pycocotools' compressed form.
+
+    Args:
+        segmentation: polygons, an RLE dict (compressed or not), or a list of RLE dicts.
+        height: of the image in pixels.
+        width: of the image in pixels.
+
+    Returns:
+        One RLE dict with bytes, or None where nothing was drawn.
+    """
+    if isinstance(segmentation, dict):
+        return _compress(segmentation, height, width)
+    parts = [part for part in segmentation or [] if isinstance(part, dict)]
+    if parts:
+        return coco_mask.merge([_compress(part, height, width) for part in parts])
+    polygons = [polygon for polygon in segmentation or [] if len(polygon) >= 6]
+    if not polygons:
+        return None
+    return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+
+
+def _compress(rle: dict, height: int, width: int) -> dict:
+    if list(rle["size"]) != [height, width]:
+        raise ValueError(
+            f"A mask has size (height, width) {tuple(rle['size'])} but its image {(height, width)};"
+            " the annotation file belongs to other images."
+        )
+    if isinstance(rle["counts"], list):
+        return coco_mask.frPyObjects(rle, height, width)
+    if isinstance(rle["counts"], str):
+        return {"size": rle["size"], "counts": rle["counts"].encode("ascii")}
+    return rle
+
+
+def _read_label_view(path: str, height: int, width: int, size: int) -> np.ndarray:
+    """Values of a label PNG in the square view, int32 (I, I) or (I, I, 3)."""
+    try:
+        with Image.open(path) as image:
+            values = np.asarray(image)
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ImageReadError(
+            f"The label image {path!r} cannot be read ({error}); prepare the dataset again."
+        ) from error
+    if values.shape[:2] != (height, width):
+        raise ValueError(
+            f"The label image {path!r} has size (height, width) {values.shape[:2]} but its image "
+            f"{(height, width)}; prepare the dataset again."
+        )
+    return square_view(values, size).astype(np.int32)
+
+
+def _nearest(length: int, size: int) -> np.ndarray:
+    """Source index of each of `size` target pixels, pixel centres matched."""
+    return ((np.arange(size) + 0.5) * (length / size)).astype(np.int64)
+
+
+def decode_objects(record: dict[str, Any], size: int) -> AnnotatedRegions:
+    """The objects of `annotations`, in their order; stuff behind them where it is known.
+
+    Args:
+        record: with annotations, and perhaps a panoptic annotation.
+        size: side I of the square view.
+    """
+    objects = decode_annotations(record["annotations"], record["height"], record["width"], size)
+    if "pan_seg_file_name" not in record:
+        return objects
+    return objects.with_stuff_of(decode_segments(record, size))
+
+
+def decode_segments(record: dict[str, Any], size: int) -> AnnotatedRegions:
+    """The things and stuff categories of a panoptic annotation.
+
+    Args:
+        record: with pan_seg_file_name and segments_info.
+        size: side I of the square view.
+    """
+    shape = record["height"], record["width"]
+    return decode_panoptic(record["pan_seg_file_name"], record["segments_info"], *shape, size)
+
+
+def decode_dense(record: dict[str, Any], metadata: Metadata, size: int) -> AnnotatedRegions:
+    """Everything in the image: segments, or else one region per class of a label map.
+
+    Args:
+        record: with pan_seg_file_name and segments_info, or with sem_seg_file_name.
+        metadata: of its dataset; says which classes of a label map are stuff.
+        size: side I of the square view.
+    """
+    if "pan_seg_file_name" in record:
+        return decode_segments(record, size)
+    return decode_classes(record, metadata, size)
+
+
+def decode_classes(record: dict[str, Any], metadata: Metadata, size: int) -> AnnotatedRegions:
+    """One region per class of a label map, whatever objects it consists of.
+
+    Args:
+        record: with sem_seg_file_name.
+        metadata: of its dataset; says which classes are stuff.
+        size: side I of the square view.
+    """
+    things = set(getattr(metadata, "thing_classes", []))
+    stuff_ids = {i for i, name in enumerate(metadata.stuff_classes) if name not in things}
+    shape = record["height"], record["width"]
+    return decode_label_map(
+        record["sem_seg_file_name"],
+        *shape,
+        size,
+        ignore_label=metadata.ignore_label,
+        stuff_ids=stuff_ids,
+    )
+
+
+def decode_any(
+    record: dict[str, Any], metadata: Metadata, size: int
+) -> tuple[AnnotatedRegions, list[str]]:
+    """Regions of a dataset dict of any task, and the class names they index.
+
+    Objects come first: a referring expression points at them, and stuff that a panoptic
+    annotation adds to them has no class.
+
+    Args:
+        record: a dataset dict with masks.
+        metadata: of its dataset.
+        size: side I of the square view.
+
+    Returns:
+        The regions, and names by contiguous class (none for data without categories).
+
+    Raises:
+        ValueError: the dataset dict has no masks.
+    """
+    if "annotations" in record:
+        return decode_objects(record, size), list(getattr(metadata, "thing_classes", []))
+    if "pan_seg_file_name" in record or "sem_seg_file_name" in record:
+        return decode_dense(record, metadata, size), list(metadata.stuff_classes)
+    raise ValueError(
+        f"The dataset dict of {record.get('file_name')!r} has none of annotations, "
+        "pan_seg_file_name and sem_seg_file_name; take a dataset with masks for refinement and "
+        "region prompts."
+    )

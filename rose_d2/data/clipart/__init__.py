@@ -1,1 +1,0 @@
-"""The built-in clip-art benchmark: OpenMoji glyphs over textured bands, in official layouts."""

@@ -1,1 +1,0 @@
-"""Miniatures of the public datasets in their official layouts, drawn from clip-art scenes."""

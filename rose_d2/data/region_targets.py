@@ -1,0 +1,289 @@
+"""Targets of instructions about one region, and those of region prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode, configurable
+from detectron2.data import Metadata
+
+from rose_d2.data.annotations import AnnotatedRegions, decode_any, decode_classes
+from rose_d2.data.mask_corruption import (
+    HOLES_IOU,
+    SHAPE_IOU,
+    IouRange,
+    check_iou_range,
+    holes_and_patches,
+    shrink_or_stretch,
+)
+from rose_d2.data.targets import TargetBuilder, Targets, names_of
+from rose_d2.prompts.instructions import (
+    build_refinement_instruction,
+    build_region_instruction,
+    normalised_box,
+)
+from rose_d2.structures.segments import BOX_SCALE, SITUATIONS, RefinementRequest
+
+WHOLE_VIEW = (0, 0, BOX_SCALE, BOX_SCALE)
+LEAST_PIXELS = 16
+
+
+@dataclass(frozen=True)
+class DrawnRegion:
+    """The region an instruction is about.
+
+    Attributes:
+        mask: bool (I, I).
+        name: "" where the annotation has none.
+        wrong_names: names it could be mistaken for; may be empty.
+        expression: the referring expression of the sample, if it has one.
+        others: bool (M, I, I), what else is annotated and large enough to be drawn.
+    """
+
+    mask: np.ndarray
+    name: str
+    wrong_names: list[str]
+    expression: str | None
+    others: np.ndarray
+
+
+class OneRegionTargetBuilder(TargetBuilder):
+    """Targets of an instruction about one region, from any dataset dict that has masks.
+
+    One region is drawn, a thing or stuff; a referring expression's object where there is one.
+    Everything else annotated is negative. An image without a usable region gives no target, and
+    its instruction asks for the whole view.
+    """
+
+    @configurable
+    def __init__(
+        self, *, size: int, max_counted_names: int, min_pixels: int = LEAST_PIXELS
+    ) -> None:
+        """
+        Args:
+            size: side I of the language model's square view.
+            max_counted_names: most different names in the response.
+            min_pixels: regions with fewer pixels of the view are not drawn.
+        """
+        super().__init__(size=size, max_counted_names=max_counted_names)
+        self.min_pixels = min_pixels
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {**super().from_config(cfg), "min_pixels": cfg.INPUT.REFINEMENT.MIN_PIXELS}
+
+    def decode(
+        self, record: dict[str, Any], metadata: Metadata
+    ) -> tuple[AnnotatedRegions, list[str]]:
+        """All annotated regions of the image, and names by contiguous class."""
+        return decode_any(record, metadata, self.size)
+
+    def ask(self, drawn: DrawnRegion, rng: np.random.Generator) -> tuple[str, np.ndarray]:
+        """The instruction for a region and the prior mask it speaks of.
+
+        Args:
+            drawn: the region.
+            rng: source of randomness.
+
+        Returns:
+            The user's sentence, and bool (I, I), without any pixel where there is no prior.
+        """
+        raise NotImplementedError
+
+    def ask_for_nothing(self, rng: np.random.Generator) -> str:
+        """The instruction for an image without a usable region."""
+        raise NotImplementedError
+
+    def build(
+        self,
+        record: dict[str, Any],
+        metadata: Metadata,
+        rng: np.random.Generator,
+        *,
+        flip: bool = False,
+    ) -> Targets:
+        regions, class_names = self.decode(record, metadata)
+        regions = regions.flipped() if flip else regions
+        names = names_of(regions, class_names)
+        asked = np.zeros(len(regions), dtype=bool)
+        usable = self._usable(regions)
+        drawable = self._asked_for(record, usable)
+        if len(drawable):
+            index = int(rng.choice(drawable))
+            asked[index] = True
+            # What training must not name must not be mistaken for either.
+            taboo = {names[index], *metadata.get("unseen_classes", ())}
+            drawn = DrawnRegion(
+                regions.masks[index],
+                names[index],
+                [name for name in class_names if name not in taboo] if names[index] else [],
+                record.get("sentence"),
+                regions.masks[usable & ~asked],
+            )
+            instruction, prior = self.ask(drawn, rng)
+        else:
+            instruction = self.ask_for_nothing(rng)
+            prior = np.zeros((self.size, self.size), dtype=bool)
+        return self._targets(regions, names, asked, instruction, prior_mask=prior)
+
+    def _usable(self, regions: AnnotatedRegions) -> np.ndarray:
+        """Which regions are large enough, bool (N,)."""
+        areas = np.asarray([np.count_nonzero(mask) for mask in regions.masks], dtype=np.int64)
+        # Stuff without a class only completes the annotation of objects.
+        return (areas >= max(1, self.min_pixels)) & ((regions.classes >= 0) | ~regions.is_stuff)
+
+    def _asked_for(self, record: dict[str, Any], usable: np.ndarray) -> np.ndarray:
+        """Positions of the regions that one is drawn from."""
+        if "target_indices" in record:
+            return np.asarray([i for i in record["target_indices"] if usable[i]], dtype=np.int64)
+        return np.flatnonzero(usable)
+
+
+class RegionTargetBuilder(OneRegionTargetBuilder):
+    """Region prompts: mask and name of a region given as a mask or as a box in words."""
+
+    task = "region"
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        size: int,
+        max_counted_names: int,
+        min_pixels: int = LEAST_PIXELS,
+        mask_prob: float = 0.5,
+    ) -> None:
+        """
+        Args:
+            size: side I of the language model's square view.
+            max_counted_names: most different names in the response.
+            min_pixels: regions with fewer pixels of the view are not drawn.
+            mask_prob: share of samples whose region is given as a mask; the others as a box.
+        """
+        super().__init__(size=size, max_counted_names=max_counted_names, min_pixels=min_pixels)
+        self.mask_prob = mask_prob
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {**super().from_config(cfg), "mask_prob": cfg.INPUT.REGION_MASK_PROB}
+
+    def ask(self, drawn: DrawnRegion, rng: np.random.Generator) -> tuple[str, np.ndarray]:
+        if rng.random() < self.mask_prob:
+            return build_region_instruction(rng=rng), drawn.mask
+        box = normalised_box(drawn.mask, self.size)
+        return build_region_instruction(box, rng=rng), np.zeros_like(drawn.mask)
+
+    def ask_for_nothing(self, rng: np.random.Generator) -> str:
+        return build_region_instruction(WHOLE_VIEW, rng=rng)
+
+
+class RefinementTargetBuilder(OneRegionTargetBuilder):
+    """Refinement samples in the paper's three situations (section 3.4).
+
+    "mask": a corrupted mask and its box. "category": the same and a wrong name; where there is
+    none to take, the situation becomes "mask". "missed": no mask, the box of the region.
+    A sample with a referring expression is always "mask" (section 6.1), and its prior may lie on
+    another object, as a first answer may.
+    """
+
+    task = "refinement"
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        size: int,
+        max_counted_names: int,
+        min_pixels: int = LEAST_PIXELS,
+        situation_probs: Sequence[float] = (0.4, 0.3, 0.3),
+        holes_prob: float = 0.5,
+        holes_iou: IouRange = HOLES_IOU,
+        shape_iou: IouRange = SHAPE_IOU,
+        other_object_prob: float = 0.2,
+    ) -> None:
+        """
+        Args:
+            size: side I of the language model's square view.
+            max_counted_names: most different names in the response.
+            min_pixels: regions with fewer pixels of the view are not drawn.
+            situation_probs: shares of "mask", "category" and "missed"; any scale.
+            holes_prob: share of corrupted masks with holes and patches, not another shape.
+            holes_iou: IoU range of masks with holes and patches.
+            shape_iou: IoU range of shrunk and stretched masks.
+            other_object_prob: share of referring priors that lie on another object.
+
+        Raises:
+            ValueError: the shares are not three numbers from 0 up, one of them above 0, or an IoU
+                range is not one.
+        """
+        super().__init__(size=size, max_counted_names=max_counted_names, min_pixels=min_pixels)
+        probs = np.asarray(situation_probs, dtype=np.float64)
+        if probs.shape != (len(SITUATIONS),) or probs.min() < 0 or probs.sum() <= 0:
+            raise ValueError(
+                f"INPUT.REFINEMENT.SITUATION_PROBS is {list(situation_probs)}; give the shares of "
+                f"{', '.join(SITUATIONS)}: three numbers from 0 up, at least one above 0."
+            )
+        for iou_range in (holes_iou, shape_iou):
+            check_iou_range(iou_range)
+        self.situation_probs = probs / probs.sum()
+        self.holes_prob = holes_prob
+        self.holes_iou = tuple(holes_iou)
+        self.shape_iou = tuple(shape_iou)
+        self.other_object_prob = other_object_prob
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        refinement = cfg.INPUT.REFINEMENT
+        return {
+            **super().from_config(cfg),
+            "situation_probs": refinement.SITUATION_PROBS,
+            "holes_prob": refinement.HOLES_PROB,
+            "holes_iou": refinement.HOLES_IOU,
+            "shape_iou": refinement.SHAPE_IOU,
+            "other_object_prob": refinement.OTHER_OBJECT_PROB,
+        }
+
+    def decode(
+        self, record: dict[str, Any], metadata: Metadata
+    ) -> tuple[AnnotatedRegions, list[str]]:
+        """Whole classes where there is a label map, as semantic answers are refined by class."""
+        if "sem_seg_file_name" in record:
+            return decode_classes(record, metadata, self.size), list(metadata.stuff_classes)
+        return super().decode(record, metadata)
+
+    def ask(self, drawn: DrawnRegion, rng: np.random.Generator) -> tuple[str, np.ndarray]:
+        if drawn.expression is not None:
+            return self._ask_again(drawn, drawn.expression, rng)
+        situation = str(rng.choice(SITUATIONS, p=self.situation_probs))
+        if situation == "missed":
+            request = RefinementRequest(situation, normalised_box(drawn.mask, self.size))
+            return build_refinement_instruction(request, rng=rng), np.zeros_like(drawn.mask)
+        prior = self._corrupted(drawn.mask, rng)
+        box = normalised_box(prior, self.size)
+        if situation == "category" and drawn.wrong_names:
+            wrong = drawn.wrong_names[int(rng.integers(len(drawn.wrong_names)))]
+            request = RefinementRequest("category", box, wrong)
+        else:
+            request = RefinementRequest("mask", box)
+        return build_refinement_instruction(request, rng=rng), prior
+
+    def _ask_again(
+        self, drawn: DrawnRegion, expression: str, rng: np.random.Generator
+    ) -> tuple[str, np.ndarray]:
+        """A second turn about a referring expression."""
+        lies_elsewhere = len(drawn.others) > 0 and rng.random() < self.other_object_prob
+        shown = drawn.others[int(rng.integers(len(drawn.others)))] if lies_elsewhere else drawn.mask
+        prior = self._corrupted(shown, rng)
+        request = RefinementRequest("mask", normalised_box(prior, self.size), expression=expression)
+        return build_refinement_instruction(request, rng=rng), prior
+
+    def ask_for_nothing(self, rng: np.random.Generator) -> str:
+        return build_refinement_instruction(RefinementRequest("missed", WHOLE_VIEW), rng=rng)
+
+    def _corrupted(self, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if rng.random() < self.holes_prob:
+            return holes_and_patches(mask, rng, self.holes_iou)
+        return shrink_or_stretch(mask, rng, self.shape_iou)

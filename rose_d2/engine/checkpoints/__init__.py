@@ -1,1 +1,0 @@
-"""What is on disk, and how a run continues from it."""

@@ -1,1 +1,0 @@
-"""From a checkpoint to a folder that others can use."""

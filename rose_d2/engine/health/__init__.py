@@ -1,1 +1,0 @@
-"""What a running training tells about itself."""

@@ -1,1 +1,0 @@
-"""Memory and time before a training, and measured."""

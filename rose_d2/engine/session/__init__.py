@@ -1,1 +1,0 @@
-"""A conversation about one image: `RoseSession` and what it remembers."""

@@ -1,0 +1,96 @@
+"""Folders that appear under their name at once, with all their files on the disk.
+
+A folder is written under a hidden name beside its place and renamed when it is finished. What a
+killed process leaves hidden may be whole: it can still be given its name.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+
+_PREFIX = ".partial-"
+
+
+_REPLACED = ".old"
+
+
+_HIDDEN_NAME = re.compile(rf"(?:{re.escape(_PREFIX)})?(.+?)(?:{re.escape(_REPLACED)})*")
+
+
+def new_folder(path: str) -> str:
+    """Make an empty hidden folder to fill, and return its path.
+
+    Args:
+        path: where `publish_folder` will put it.
+    """
+    hidden = _hidden(path)
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.makedirs(hidden)
+    return hidden
+
+
+def publish_folder(hidden: str, path: str) -> None:
+    """Flush a folder of files to the disk and give it its name.
+
+    Args:
+        hidden: from `new_folder`.
+        path: its place; a folder that is there is hidden, until `remove_hidden`.
+    """
+    for name in os.listdir(hidden):
+        flush_to_disk(os.path.join(hidden, name))
+    flush_to_disk(hidden)
+    if os.path.isdir(path):
+        replaced = hidden + _REPLACED
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.replace(path, replaced)
+    os.replace(hidden, path)
+    flush_to_disk(os.path.dirname(path))
+
+
+def published_path(path: str) -> str:
+    """Return where a folder belongs that may be hidden."""
+    parent, name = os.path.split(path)
+    match = _HIDDEN_NAME.fullmatch(name)
+    assert match is not None
+    return os.path.join(parent, match[1])
+
+
+def hide_folder(path: str) -> None:
+    """Take a folder out of sight at once, for `remove_hidden`."""
+    hidden = _hidden(path)
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.replace(path, hidden)
+
+
+def remove_hidden(parent: str) -> None:
+    """Remove all hidden folders of a folder; what a file system still holds stays for later."""
+    for name in os.listdir(parent):
+        if name.startswith(_PREFIX):
+            shutil.rmtree(os.path.join(parent, name), ignore_errors=True)
+
+
+def write_at_once(path: str, text: str) -> None:
+    """Replace a file by one with this text; a reader sees the old or the new one."""
+    with open(path + ".partial", "w") as file:
+        file.write(text)
+    flush_to_disk(path + ".partial")
+    os.replace(path + ".partial", path)
+    flush_to_disk(os.path.dirname(path))
+
+
+def flush_to_disk(path: str) -> None:
+    """Wait until a file, or the names in a folder, would survive the machine's failure."""
+    # Some network file systems cannot flush folders.
+    allowed = OSError if os.path.isdir(path or ".") else ()
+    descriptor = os.open(path or ".", os.O_RDONLY)
+    try:
+        with contextlib.suppress(allowed):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _hidden(path: str) -> str:
+    parent, name = os.path.split(path)
+    return os.path.join(parent, _PREFIX + name)

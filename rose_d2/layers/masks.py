@@ -1,0 +1,186 @@
+"""Geometry of masks: boxes, overlap, centre and resizing."""
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.structures import Boxes
+from torch import Tensor
+
+_PIXELS_PER_CHUNK = 1 << 16
+
+
+def masks_to_boxes(masks: Tensor) -> Boxes:
+    """Tight boxes around masks.
+
+    Args:
+        masks: bool (N, H, W).
+
+    Returns:
+        N boxes (x0, y0, x1, y1) with exclusive right and bottom; all zeros for an empty mask.
+    """
+    columns, rows = masks.any(dim=1), masks.any(dim=2)  # (N, W), (N, H)
+    boxes = torch.stack(
+        [*_first_and_end(columns), *_first_and_end(rows)], dim=1
+    )  # (N, 4) x0 x1 y0 y1
+    return Boxes(boxes[:, [0, 2, 1, 3]].float())
+
+
+def pairwise_mask_iou(masks_a: Tensor, masks_b: Tensor) -> Tensor:
+    """Intersection over union of every pair of masks.
+
+    Args:
+        masks_a: bool (N, H, W).
+        masks_b: bool (M, H, W).
+
+    Returns:
+        (N, M) float32 in [0, 1]; 0 where both masks are empty.
+    """
+    intersection = pairwise_intersection(masks_a, masks_b)
+    union = mask_areas(masks_a)[:, None] + mask_areas(masks_b)[None, :] - intersection
+    return intersection.float() / union.clamp(min=1)
+
+
+def mask_areas(masks: Tensor) -> Tensor:
+    """Number of pixels of each mask.
+
+    Args:
+        masks: bool (N, H, W) on any device.
+
+    Returns:
+        (N,) long, on the same device.
+    """
+    if masks.device.type != "cpu":
+        return masks.flatten(1).sum(dim=1)
+    # NumPy counts bytes, twenty times as fast as torch adds up booleans.
+    return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()], dtype=torch.long)
+
+
+def pairwise_intersection(masks_a: Tensor, masks_b: Tensor) -> Tensor:
+    """Number of pixels that every pair of masks shares, exact for any image size.
+
+    Args:
+        masks_a: bool (N, H, W).
+        masks_b: bool (M, H, W).
+
+    Returns:
+        (N, M) long.
+
+    Raises:
+        ValueError: if the two sets of masks differ in height or width.
+    """
+    if masks_a.shape[1:] != masks_b.shape[1:]:
+        raise ValueError(
+            f"Got masks of sizes {tuple(masks_a.shape[1:])} and {tuple(masks_b.shape[1:])}; "
+            "bring both to one size first."
+        )
+    flat_a, flat_b = masks_a.flatten(1), masks_b.flatten(1)  # (N, H*W), (M, H*W)
+    counts = torch.zeros(len(flat_a), len(flat_b), dtype=torch.long, device=flat_a.device)
+    # Chunks bound the float copies; without autocast, since float16 cannot count to 65536.
+    with torch.autocast(device_type=flat_a.device.type, enabled=False):
+        for start in range(0, flat_a.shape[1], _PIXELS_PER_CHUNK):
+            pixels = slice(start, start + _PIXELS_PER_CHUNK)
+            counts += (flat_a[:, pixels].float() @ flat_b[:, pixels].float().T).long()
+    return counts
+
+
+def mask_centre(mask: Tensor) -> tuple[float, float]:
+    """The point that stands for a mask: its centroid, or its deepest point if that lies outside.
+
+    Args:
+        mask: bool (H, W).
+
+    Returns:
+        (x, y) in pixels, where the centre of the top left pixel is (0.5, 0.5).
+
+    Raises:
+        ValueError: if the mask has no pixel.
+    """
+    rows, columns = np.nonzero(mask.cpu().numpy())
+    if len(rows) == 0:
+        raise ValueError(
+            "Got a mask without any pixel, which has no centre; drop empty masks first."
+        )
+    x, y = columns.mean() + 0.5, rows.mean() + 0.5
+    if mask[int(y), int(x)]:
+        return float(x), float(y)
+    top, left = rows.min(), columns.min()
+    crop = mask[top : rows.max() + 1, left : columns.max() + 1].cpu().numpy()
+    # One ring of background, so that the image border bounds the object like any other border.
+    depth = cv2.distanceTransform(
+        np.pad(crop, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
+    )
+    deepest_row, deepest_column = np.unravel_index(np.argmax(depth), depth.shape)
+    return float(left + deepest_column - 0.5), float(top + deepest_row - 0.5)
+
+
+def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resizing of logits, soft masks or binary masks.
+
+    Args:
+        masks: (N, h, w) float or bool.
+        size: (H, W) of the result.
+
+    Returns:
+        (N, H, W) of the input's type; binary masks are True where at least half covered.
+    """
+    if masks.dtype == torch.bool:
+        return mask_coverage(masks, size) >= 0.5
+    if len(masks) == 0:
+        return masks.new_zeros((0, *size))
+    return F.interpolate(masks[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def mask_coverage(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """Share of each target pixel that a mask covers: the soft target of the mask losses.
+
+    Args:
+        masks: bool (N, h, w), or float (N, h, w) in [0, 1].
+        size: (H, W) of the result.
+
+    Returns:
+        float32 (N, H, W) in [0, 1].
+    """
+    if len(masks) == 0:
+        return torch.zeros((0, *size), dtype=torch.float32, device=masks.device)
+    # Without antialiasing a thin object can vanish between the samples.
+    resized = F.interpolate(
+        masks[:, None].float(), size=size, mode="bilinear", align_corners=False, antialias=True
+    )
+    return resized[:, 0].clamp(0, 1)
+
+
+def _first_and_end(occupied: Tensor) -> tuple[Tensor, Tensor]:
+    """First True and one past the last True along the last axis of (N, X), zeros when none."""
+    positions = torch.arange(occupied.shape[1], device=occupied.device)
+    end = torch.where(occupied, positions + 1, 0).amax(dim=1)
+    first = torch.where(occupied, positions, occupied.shape[1]).amin(dim=1)
+    return torch.where(end > 0, first, 0), end
+
+
+def mask_nms(
+    masks: Tensor, scores: Tensor, threshold: float, classes: Tensor | None = None
+) -> Tensor:
+    """Greedy suppression: a mask falls to a better scored one that it overlaps too much.
+
+    Empty masks overlap nothing, so they stay; equal scores keep the input's order.
+
+    Args:
+        masks: bool (N, H, W).
+        scores: (N,).
+        threshold: masks are suppressed at an IoU strictly above this value.
+        classes: (N,) long; when given, only masks of one class suppress each other.
+
+    Returns:
+        (kept,) long indices into the input, by descending score.
+    """
+    order = torch.argsort(scores, descending=True, stable=True)
+    conflicts = pairwise_mask_iou(masks, masks) > threshold
+    if classes is not None:
+        conflicts &= classes[:, None] == classes[None, :]
+    conflicts = conflicts[order][:, order].cpu()
+    alive = torch.ones(len(order), dtype=torch.bool)
+    for rank in range(len(order)):
+        if alive[rank]:
+            alive[rank + 1 :] &= ~conflicts[rank, rank + 1 :]
+    return order[alive.to(order.device)]

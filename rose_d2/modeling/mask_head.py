@@ -1,0 +1,316 @@
+"""SAM draws the masks: mask embeddings are its sparse prompts."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.utils.registry import Registry
+from segment_anything import sam_model_registry
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+from torch import nn
+
+from rose_d2.layers.masks import mask_coverage, resize_masks
+from rose_d2.structures.patches import PatchPredictions
+
+OFFICIAL = ("vit_h", "vit_l", "vit_b")
+OFFICIAL_IMAGE_SIZE = 1024
+MASK_HEAD_REGISTRY = Registry("ROSE_MASK_HEAD")
+MASK_HEAD_REGISTRY.__doc__ = """
+Modules that draw masks from embeddings.
+
+A registered class is called with (cfg) and offers
+
+* `prompt_dim`: E, width of the embeddings it takes;
+* `encode(images) -> (B, E, g, g)`: features of a list of uint8 RGB images (3, h, w);
+* `decode(image_embeddings, predictions, input_sizes) -> list of (K, m, m)`: low-resolution logits;
+* `upscale(low_res_masks, input_size, output_size) -> (K, H, W)`: logits at the original size;
+* `targets(masks, input_size) -> (soft targets, valid)`: ground truth in the logits' frame.
+"""
+
+
+@MASK_HEAD_REGISTRY.register()
+class SAMMaskHead(nn.Module):
+    """Unmodified segment-anything; every embedding is one prompt and gives one mask.
+
+    LISA's way of prompting (paper section 3.3, "as the text prompt"). SAM's decoder takes one
+    image a call and fails on zero prompts; this head batches over images and returns an empty
+    result for none.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        sam: Sam,
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        position_prompt: bool = False,
+    ) -> None:
+        """
+        Args:
+            sam: image encoder, prompt encoder and mask decoder.
+            pixel_mean: per channel, RGB in 0..255.
+            pixel_std: per channel.
+            position_prompt: add SAM's own encoding of the patch's centre to its mask embedding,
+                as SAM adds it to the embedding of a click.
+        """
+        super().__init__()
+        self.image_encoder = sam.image_encoder
+        self.prompt_encoder = sam.prompt_encoder
+        self.mask_decoder = sam.mask_decoder
+        self.position_prompt = position_prompt
+        self.image_size = sam.image_encoder.img_size
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {
+            "sam": build_sam(cfg),
+            "pixel_mean": cfg.MODEL.MASK_HEAD.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.MASK_HEAD.PIXEL_STD,
+            "position_prompt": cfg.MODEL.MASK_HEAD.POSITION_PROMPT,
+        }
+
+    @property
+    def prompt_dim(self) -> int:
+        """E, width of a prompt embedding."""
+        return self.prompt_encoder.embed_dim
+
+    @property
+    def mask_side(self) -> int:
+        """Side of the low-resolution logits: four times the embedding grid."""
+        return 4 * self.prompt_encoder.image_embedding_size[0]
+
+    def encode(self, images: list[torch.Tensor]) -> torch.Tensor:
+        """Image embeddings.
+
+        Args:
+            images: B uint8 or float tensors (3, h, w), RGB in 0..255, longest side at most the
+                image size; padded right and bottom here, after normalisation, as SAM does.
+
+        Returns:
+            (B, E, g, g).
+        """
+        views = torch.stack([self._pad(image.to(self.pixel_mean.device)) for image in images])
+        dtype = self.image_encoder.patch_embed.proj.weight.dtype
+        return self.image_encoder(views.to(dtype))
+
+    def decode(
+        self,
+        image_embeddings: torch.Tensor,
+        predictions: list[PatchPredictions],
+        input_sizes: list[tuple[int, int]],
+    ) -> list[torch.Tensor]:
+        """Masks of every image's candidates.
+
+        Args:
+            image_embeddings: (B, E, g, g).
+            predictions: B times K_i candidates with their mask embeddings.
+            input_sizes: B times (h, w) of the unpadded views given to `encode`.
+
+        Returns:
+            B tensors (K_i, m, m) of logits in the padded frame; (0, m, m) where K_i is 0.
+        """
+        return [
+            self._decode_one(image[None], self._prompts(candidates, size))
+            for image, candidates, size in zip(
+                image_embeddings, predictions, input_sizes, strict=True
+            )
+        ]
+
+    def upscale(
+        self, low_res_masks: torch.Tensor, input_size: tuple[int, int], output_size: tuple[int, int]
+    ) -> torch.Tensor:
+        """Undo padding and resizing, as `Sam.postprocess_masks`.
+
+        Args:
+            low_res_masks: (K, m, m) logits.
+            input_size: (h, w) of the unpadded view given to `encode`.
+            output_size: (H, W) of the original image.
+
+        Returns:
+            (K, H, W) float32 logits.
+        """
+        square = resize_masks(low_res_masks.float(), (self.image_size, self.image_size))
+        return resize_masks(square[:, : input_size[0], : input_size[1]], output_size)
+
+    def targets(
+        self, masks: torch.Tensor, input_size: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ground truth in the frame of the logits.
+
+        The share of each logit's cell that the mask covers is the target, so that upscaled logits
+        cross zero where the object ends, also between cells.
+
+        Args:
+            masks: (N, I, I) bool, in the LMM's square view, which shows the same image.
+            input_size: (h, w) of the unpadded SAM view.
+
+        Returns:
+            (N, m, m) float in 0..1, and (m, m) bool, False on padding.
+        """
+        height, width = input_size
+        padding = (0, self.image_size - width, 0, self.image_size - height)
+        cell = self.image_size // self.mask_side
+        targets = F.avg_pool2d(F.pad(mask_coverage(masks, input_size), padding), cell)
+        inside = F.pad(torch.ones(1, height, width, device=masks.device), padding)
+        return targets, F.avg_pool2d(inside, cell)[0] >= 0.5
+
+    def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Named parameters by part; those that no output depends on are left out."""
+        return {
+            "sam_image_encoder": list(self.image_encoder.named_parameters()),
+            # With embeddings as the only prompts, just the "no mask" vector is used.
+            "sam_prompt_encoder": [
+                (name, parameter)
+                for name, parameter in self.prompt_encoder.named_parameters()
+                if name.startswith("no_mask_embed.")
+            ],
+            # Neither the predicted IoU is used (objectness is the score), nor any but the first
+            # of the masks per prompt.
+            "sam_mask_decoder": [
+                (name, parameter)
+                for name, parameter in self.mask_decoder.named_parameters()
+                if name.startswith("output_hypernetworks_mlps.0.")
+                or not name.startswith(("iou_prediction_head.", "output_hypernetworks_mlps."))
+            ],
+        }
+
+    def _pad(self, image: torch.Tensor) -> torch.Tensor:
+        height, width = image.shape[-2:]
+        if max(height, width) > self.image_size:
+            raise ValueError(
+                f"SAM's view is {height} x {width}; resize its longest side to {self.image_size}."
+            )
+        normalised = (image.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        return F.pad(normalised, (0, self.image_size - width, 0, self.image_size - height))
+
+    def _prompts(self, candidates: PatchPredictions, input_size: tuple[int, int]) -> torch.Tensor:
+        """Sparse prompts (K, E)."""
+        if not self.position_prompt:
+            return candidates.mask_embeddings
+        height, width = input_size
+        points = candidates.centres * candidates.centres.new_tensor([width, height])
+        square = (self.image_size, self.image_size)
+        # In full precision: half of it would move the angles of the Fourier features.
+        with torch.autocast(points.device.type, enabled=False):
+            positions = self.prompt_encoder.pe_layer.forward_with_coords(points[None], square)[0]
+        return candidates.mask_embeddings + positions
+
+    def _decode_one(self, image_embedding: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
+        if not len(prompts):
+            return image_embedding.new_zeros(0, self.mask_side, self.mask_side)
+        _, no_mask = self.prompt_encoder(points=None, boxes=None, masks=None)  # (1, E, g, g)
+        masks, _ = self.mask_decoder(
+            image_embeddings=image_embedding,
+            image_pe=self.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=prompts[:, None].to(image_embedding.dtype),  # (K, 1, E)
+            dense_prompt_embeddings=no_mask.expand(len(prompts), -1, -1, -1),
+            multimask_output=False,
+        )
+        return masks[:, 0]  # (K, m, m)
+
+
+def build_sam(cfg: CfgNode) -> Sam:
+    """Build MODEL.MASK_HEAD.SAM_ARCH and load MODEL.MASK_HEAD.SAM_CHECKPOINT if one is named.
+
+    Raises:
+        ValueError: for an unknown size, an image size the official models do not take, or
+            weights that do not fit.
+        FileNotFoundError: if the checkpoint does not exist.
+    """
+    head = cfg.MODEL.MASK_HEAD
+    if head.SAM_ARCH == "tiny":
+        sam = build_sam_tiny(head.IMAGE_SIZE)
+    elif head.SAM_ARCH in OFFICIAL:
+        if head.IMAGE_SIZE != OFFICIAL_IMAGE_SIZE:
+            raise ValueError(
+                f"MODEL.MASK_HEAD.IMAGE_SIZE is {head.IMAGE_SIZE}; SAM {head.SAM_ARCH} takes "
+                f"{OFFICIAL_IMAGE_SIZE}."
+            )
+        sam = sam_model_registry[head.SAM_ARCH]()
+    else:
+        known = ", ".join((*OFFICIAL, "tiny"))
+        raise ValueError(f"MODEL.MASK_HEAD.SAM_ARCH is {head.SAM_ARCH!r}; allowed are {known}.")
+    if head.SAM_CHECKPOINT:
+        _load(sam, Path(head.SAM_CHECKPOINT).expanduser())
+    return sam
+
+
+def build_sam_tiny(image_size: int) -> Sam:
+    """SAM's own classes with small numbers, for CPUs.
+
+    Args:
+        image_size: side of the padded view in pixels, a multiple of 16.
+    """
+    grid = image_size // 16
+    width = 64
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=image_size,
+            patch_size=16,
+            embed_dim=128,
+            depth=4,
+            num_heads=4,
+            out_chans=width,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            window_size=8,
+            # One local block, then global ones: clip-art is small and so is the grid.
+            global_attn_indexes=(1, 2, 3),
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=width,
+            image_embedding_size=(grid, grid),
+            input_image_size=(image_size, image_size),
+            mask_in_chans=8,
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=256, num_heads=4),
+            transformer_dim=width,
+            iou_head_depth=2,
+            iou_head_hidden_dim=width,
+        ),
+    )
+
+
+def save_sam(mask_head: nn.Module, path: Path) -> None:
+    """Write image encoder, prompt encoder and mask decoder as segment-anything's own file.
+
+    Args:
+        mask_head: a `SAMMaskHead`.
+        path: file to write, for MODEL.MASK_HEAD.SAM_CHECKPOINT.
+    """
+    # Copies: a checkpoint that holds views would hold the tensors they look into.
+    state = {name: value.to("cpu", copy=True) for name, value in mask_head.state_dict().items()}
+    torch.save(state, path)
+
+
+def _load(sam: Sam, path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"MODEL.MASK_HEAD.SAM_CHECKPOINT {path} does not exist; download SAM's weights, or "
+            'set it to "" to start from random ones.'
+        )
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        sam.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit MODEL.MASK_HEAD.SAM_ARCH: {error}") from error
+
+
+def build_mask_head(cfg: CfgNode) -> nn.Module:
+    """Build MODEL.MASK_HEAD.NAME."""
+    return MASK_HEAD_REGISTRY.get(cfg.MODEL.MASK_HEAD.NAME)(cfg)

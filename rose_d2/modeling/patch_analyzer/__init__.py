@@ -1,1 +1,0 @@
-"""Objectness, embeddings, roles, assignment and selection of patches."""

@@ -1,0 +1,101 @@
+"""One named region of one image, the form in which results leave the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+NormalisedBox = tuple[int, int, int, int]
+SITUATIONS = ("mask", "category", "missed")
+# Boxes in instructions are written as integers from 0 to this, whatever the size of the image.
+BOX_SCALE = 999
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A mask with the name the model generated for it.
+
+    Attributes:
+        mask: bool (H, W) at the size of the image, with at least one pixel.
+        category_name: the generated name, or one of the user's candidates.
+        score: objectness in [0, 1].
+        name_score: probability of the name in [0, 1], the geometric mean over its tokens; None
+            where the name was not generated.
+        is_thing: True for a countable object, False for stuff such as sky or grass.
+    """
+
+    mask: np.ndarray
+    category_name: str
+    score: float
+    name_score: float | None = None
+    is_thing: bool = True
+
+
+@dataclass(frozen=True)
+class RefinementRequest:
+    """One turn of conversation-based segmentation refinement (paper section 3.4).
+
+    The mask that is to be repaired is not part of it: it reaches the model as `prior_mask`.
+
+    Attributes:
+        situation: "mask" (right name, imperfect mask), "category" (wrong name, imperfect mask) or
+            "missed" (not found at all, so there is no prior mask).
+        box: (x1, y1, x2, y2), integers 0-999 over the image's width and height: the box of the
+            prior mask, for "missed" of the region itself. See `normalised_box`.
+        wrong_category: the name to be corrected; for "category" only.
+        expression: what the mask was asked for with, if it answered a referring expression; for
+            "mask" only.
+
+    Raises:
+        ValueError: unknown situation, a box that is not one, a name where the situation has none
+            (and the other way round), or an expression that is empty or not of a mask.
+    """
+
+    situation: str
+    box: NormalisedBox
+    wrong_category: str | None = None
+    expression: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.situation not in SITUATIONS:
+            raise ValueError(
+                f"Unknown refinement situation {self.situation!r}; choose one of {SITUATIONS}."
+            )
+        check_box(self.box)
+        has_name = self.wrong_category is not None and bool(self.wrong_category.strip())
+        if self.situation == "category" and not has_name:
+            raise ValueError(
+                f"Situation 'category' needs the name to be corrected, got {self.wrong_category!r};"
+                " pass the wrong name, or use situation 'mask' if the name is right."
+            )
+        if self.situation != "category" and self.wrong_category is not None:
+            raise ValueError(
+                f"Situation {self.situation!r} takes no name, got {self.wrong_category!r}; use "
+                "situation 'category' to correct a name."
+            )
+        if self.expression is not None and (
+            self.situation != "mask" or not self.expression.strip()
+        ):
+            raise ValueError(
+                f"Situation {self.situation!r} got the referring expression {self.expression!r}; "
+                "give one with words, in situation 'mask', or None."
+            )
+
+
+def check_box(box: NormalisedBox) -> None:
+    """Refuse what is not a box of four integers.
+
+    Raises:
+        ValueError: not four integers from 0 to 999 with x1 <= x2 and y1 <= y2.
+    """
+    is_valid = (
+        isinstance(box, tuple)
+        and len(box) == 4
+        and all(isinstance(edge, int) and 0 <= edge <= BOX_SCALE for edge in box)
+    )
+    if not is_valid or box[0] > box[2] or box[1] > box[3]:
+        raise ValueError(
+            f"A box in words is (x1, y1, x2, y2), integers from 0 to {BOX_SCALE} with x1 <= x2 and "
+            f"y1 <= y2, got {box!r}; `normalised_box` makes one of a mask or of pixels."
+        )
