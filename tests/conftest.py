@@ -12,6 +12,8 @@ from rose_d2.config.defaults import add_rose_config
 from rose_d2.prompts.conversation import Conversation
 from rose_d2.structures.category_names import CategoryNames
 
+pytest_plugins = ["annotated_scene", "hand_made_scenes"]  # fixtures in tests/helpers
+
 IMAGE_SIZE = 84  # 6 x 6 patches
 TOY_DATASET = "rose_test_toy"
 TOY_THINGS = ["dog", "red car", "tree"]

@@ -13,9 +13,15 @@ from rose_d2.data.datasets.ade20k import Ade20kPaths
 from rose_d2.prepare.preparation import run_main
 
 SCRIPT_FOLDER = Path(__file__).parents[2] / "datasets"
+
+
 # In the files: classes count from 1, categories of the instance annotation from 1 among things.
 WALL, SKY, PERSON = 1, 3, 13
+
+
 PERSON_CATEGORY = 4
+
+
 FIRST, SECOND = "ADE_train_00000001", "ADE_train_00000002"
 
 

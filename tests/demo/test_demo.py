@@ -18,6 +18,8 @@ from rose_d2.modeling.patch_analyzer import ROLES, STUFF_ROLE
 from rose_d2.structures.category_names import CategoryNames
 
 ROOT = Path(__file__).parents[2]
+
+
 CONFIG = str(ROOT / "configs" / "rose_tiny.yaml")
 
 

@@ -1,70 +1,167 @@
 import json
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from toy_training import ToyROSE, toy_config
+from PIL import Image
 
-from rose_d2.checkpoint.checkpointer import RoseCheckpointer
-from rose_d2.config.fingerprint import config_hash, file_sha256, library_versions
-from rose_d2.engine.trainer import RoseTrainer, evaluate_weights
+from rose_d2.config.fingerprint import prediction_fingerprint
+from rose_d2.data.datasets.custom import register_custom
+from rose_d2.data.datasets.registration import unregister
+from rose_d2.engine.evaluate import SavedRun, Weights, check_test_datasets, evaluate_dataset
+from rose_d2.evaluation.build import build_evaluator
 
-CALLS = []
+NAME = "four_pictures"
+
+
+WEIGHTS = Weights("weights/model.safetensors", "ab" * 32)
 
 
 @pytest.fixture
-def toy_evaluation(monkeypatch):
-    """Makes `RoseTrainer.test` return fixed numbers, and registers a dataset of three items."""
-    numbers = {"segm": {"AP": 41.5, "APs": float("nan")}}
-
-    def test(cls, cfg, model, **options):
-        CALLS.append(options)
-        return numbers
-
-    monkeypatch.setattr(RoseTrainer, "test", classmethod(test))
-    DatasetCatalog.register("toy_val", lambda: [{}] * 3)
-    MetadataCatalog.get("toy_val").evaluator_type = "coco"
-    yield
-    DatasetCatalog.remove("toy_val")
-    MetadataCatalog.remove("toy_val")
-    CALLS.clear()
-
-
-def test_results_say_where_they_come_from(tmp_path, toy_evaluation):
-    RoseCheckpointer(ToyROSE(), str(tmp_path)).save("model_final")
-    cfg = toy_config(
-        tmp_path / "out", "DATASETS.TEST", ("toy_val",), "MODEL.WEIGHTS", tmp_path / "model_final"
-    )
-    evaluate_weights(cfg, overwrite_predictions=True)
-    report = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert report["results"] == {"toy_val": {"segm": {"AP": 41.5, "APs": None}}}
-    assert report["dataset_sizes"] == {"toy_val": 3}
-    path, sha256 = CALLS[0]["weights"]
-    assert path.endswith("model_final/model.safetensors") and sha256 == file_sha256(path)
-    assert report["checkpoint"] == {"path": path, "sha256": sha256}
-    assert CALLS[0]["overwrite_predictions"]
-    assert report["config_hash"] == config_hash(cfg)
-    assert report["versions"] == library_versions()
-    assert "41.5" in (tmp_path / "out" / "report.md").read_text()
-
-
-def test_evaluation_without_weights_is_refused(tmp_path, toy_evaluation):
-    with pytest.raises(ValueError, match=r"MODEL\.WEIGHTS"):
-        evaluate_weights(toy_config(tmp_path, "DATASETS.TEST", ("toy_val",)))
-    assert not CALLS
-
-
-def test_missing_weights_are_refused_before_the_model_is_built(tmp_path, toy_evaluation):
-    cfg = toy_config(tmp_path, "DATASETS.TEST", ("toy_val",), "MODEL.WEIGHTS", "nowhere")
-    cfg.MODEL.META_ARCHITECTURE = "NoSuchModel"
-    with pytest.raises(FileNotFoundError, match="No weights at nowhere"):
-        evaluate_weights(cfg)
+def cfg(tiny_cfg, tmp_path):
+    """The tiny config on four pictures of noise, each with a dog."""
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for number in range(1, 5):
+        file_name = f"{number}.png"
+        pixels = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / file_name)
+        images.append({"id": number, "file_name": file_name, "height": 24, "width": 32})
+        box = [2, 3, 10, 12]
+        polygon = [[2, 3, 12, 3, 12, 15, 2, 15]]
+        annotations.append(
+            {
+                "id": number,
+                "image_id": number,
+                "category_id": 1,
+                "bbox": box,
+                "segmentation": polygon,
+                "iscrowd": 0,
+                "area": 120,
+            }
+        )
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}],
+    }
+    (tmp_path / "dogs.json").write_text(json.dumps(content))
+    custom = (NAME, "coco", str(tmp_path / "images"), str(tmp_path / "dogs.json"))
+    tiny_cfg.DATASETS.CUSTOM = (custom,)
+    tiny_cfg.DATALOADER.NUM_WORKERS = 0
+    tiny_cfg.OUTPUT_DIR = str(tmp_path / "out")
+    tiny_cfg.TEST.SAVE_PREDICTIONS = True
+    tiny_cfg.TEST.SCORE_THRESH = 0.0
+    tiny_cfg.TEST.TOP_K = 6
+    tiny_cfg.TEST.IMS_PER_BATCH = 2
+    register_custom(tiny_cfg.DATASETS.CUSTOM)
+    yield tiny_cfg
+    unregister(NAME)
 
 
-def test_weights_that_do_not_fit_are_never_evaluated(tmp_path, toy_evaluation):
-    RoseCheckpointer(ToyROSE(base="frozen"), str(tmp_path)).save("partial")
-    cfg = toy_config(
-        tmp_path / "out", "DATASETS.TEST", ("toy_val",), "MODEL.WEIGHTS", tmp_path / "partial"
-    )
-    with pytest.raises(ValueError, match=r"missing: frozen\.weight"):
-        evaluate_weights(cfg)
-    assert not CALLS
+@pytest.fixture
+def predictions(tmp_path):
+    return tmp_path / "out" / "predictions" / NAME
+
+
+class Counting:
+    """The tiny model, counting images; one guess of each image is called a dog."""
+
+    def __init__(self, model):
+        self.model, self.images = model.eval(), 0
+
+    def __call__(self, batched_inputs):
+        self.images += len(batched_inputs)
+        outputs = self.model(batched_inputs)
+        for output in outputs:
+            output["instances"].pred_classes[:1] = 0
+        return outputs
+
+
+def evaluate(cfg, model, **options):
+    evaluator = build_evaluator(cfg, NAME)
+    return evaluate_dataset(cfg, model, NAME, evaluator, **{"weights": WEIGHTS, **options})
+
+
+def test_predictions_are_scored_and_continued_to_the_same_numbers(
+    cfg, tiny_model, predictions, tmp_path
+):
+    model = Counting(tiny_model)
+    first = evaluate(cfg, model)
+    assert model.images == 4 and "segm" in first
+    rescored = SavedRun(predictions).score(str(tmp_path / "rescored"))
+    assert repr(rescored) == repr(first)
+    path = predictions / "process-0000.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]) + b'{"key": "3')
+    with pytest.raises(ValueError, match=r"predictions of 2 of the 4 items of 'four_pictures'"):
+        SavedRun(predictions)
+    assert repr(evaluate(cfg, model)) == repr(first) and model.images == 6
+    assert repr(evaluate(cfg, model)) == repr(first) and model.images == 6
+    evaluate(cfg, model, overwrite_predictions=True)
+    assert model.images == 10
+
+
+def test_predictions_are_saved_only_of_known_weights(cfg, tiny_model, predictions):
+    evaluate(cfg, Counting(tiny_model), weights=None)
+    assert not predictions.exists()
+
+
+def test_predictions_of_other_weights_or_settings_are_refused(cfg, tiny_model):
+    evaluate(cfg, Counting(tiny_model))
+    with pytest.raises(ValueError, match="checkpoint_sha256"):
+        evaluate(cfg, Counting(tiny_model), weights=Weights("other", "cd" * 32))
+    cfg.TEST.TOP_K = 7
+    with pytest.raises(ValueError, match=r"TEST\.TOP_K: 6, now 7.*--overwrite-predictions"):
+        evaluate(cfg, Counting(tiny_model))
+
+
+def test_scoring_may_change_only_what_needs_no_model(cfg, tiny_model, predictions, tmp_path):
+    evaluate(cfg, Counting(tiny_model))
+    run = SavedRun(predictions, opts=["TEST.RANK_BY_NAME", "False"])
+    assert "segm" in run.score(str(tmp_path / "rescored"))
+    with pytest.raises(ValueError, match=r"TEST\.TOP_K: 6, now 5"):
+        SavedRun(predictions, opts=["TEST.TOP_K", "5"])
+
+
+def test_the_fingerprint_forgets_place_and_scoring(cfg):
+    cfg.TEST.TOP_K = 6
+    made = prediction_fingerprint(cfg, NAME, 4, "ab")
+    for key, value in (
+        ("MODEL.WEIGHTS", "elsewhere"),
+        ("MODEL.DEVICE", "cuda"),
+        ("OUTPUT_DIR", "elsewhere"),
+        ("SEED", 8),
+        ("TEST.RANK_BY_NAME", False),
+        ("SOLVER.MAX_ITER", 9),
+    ):
+        cfg.merge_from_list([key, value])
+    assert prediction_fingerprint(cfg, NAME, 4, "ab") == made
+    assert made["TEST.TOP_K"] == 6 and made["num_samples"] == 4
+    cfg.TEST.NMS.THRESH = 0.7
+    assert prediction_fingerprint(cfg, NAME, 4, "ab")["config_hash"] != made["config_hash"]
+
+
+def test_unknown_datasets_are_refused_with_near_names():
+    with pytest.raises(ValueError, match=r"'clipart_instanc_val', which .* clipart_instance_val"):
+        check_test_datasets(["clipart_instanc_val"])
+    with pytest.raises(ValueError, match="check_data"):
+        check_test_datasets(["xyzzy"])
+
+
+def test_missing_files_are_refused_at_once(cfg, tmp_path):
+    check_test_datasets([NAME])
+    (tmp_path / "dogs.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"dogs\.json is missing"):
+        check_test_datasets([NAME])
+
+
+def test_unknown_evaluators_are_refused_at_once():
+    DatasetCatalog.register("odd", list)
+    MetadataCatalog.get("odd").evaluator_type = "lvis"
+    try:
+        with pytest.raises(ValueError, match=r"evaluator type 'lvis'; known are coco, sem_seg"):
+            check_test_datasets(["odd"])
+    finally:
+        DatasetCatalog.remove("odd")
+        MetadataCatalog.remove("odd")

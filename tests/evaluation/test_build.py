@@ -58,7 +58,7 @@ def test_levels_and_open_metrics_follow_the_config(
         asked.append((len(names), measure, wordnet))
         return np.eye(len(names))
 
-    monkeypatch.setattr("rose_d2.evaluation.build.class_similarity_matrix", similarity)
+    monkeypatch.setattr("rose_d2.vocabulary.wordnet.class_similarity_matrix", similarity)
     cfg.TEST.OPEN_METRICS, cfg.TEST.VOCABULARY.WORDNET = "wup", ""
     evaluator = build_evaluator(cfg, scenes.names[kind])
     evaluator.reset()

@@ -1,7 +1,22 @@
 import pytest
 import torch
 
-from rose_d2.modeling.postprocessing import instance_inference, referring_inference
+from rose_d2.modeling.postprocessing import (
+    SemanticScores,
+    best_first,
+    binarised,
+    classes_at,
+    instance_inference,
+    panoptic_inference,
+    panoptic_levels,
+    pixel_scores,
+    referring_inference,
+    semantic_inference,
+)
+
+LEVELS = ("exact", "normalised", "synonym", "hyponym", "hypernym")
+STUFF_ROLE = 3
+OPTIONS = {"score_threshold": 0.2, "overlap_threshold": 0.5, "stuff_role": STUFF_ROLE}
 
 
 class TestInstance:
@@ -58,3 +73,274 @@ class TestReferring:
         assert out["ref_patch"] == 11
         nothing = referring_inference(make_candidates(*rows), score_threshold=0.95, **options)
         assert not nothing["ref_seg"].any() and nothing["ref_patch"] == -1
+
+
+def test_a_class_counts_from_its_own_level_on(make_candidates):
+    everywhere = {(0, 4): 0.9}
+    candidates = make_candidates(
+        (0.9, "lawn", 2, 0, everywhere),
+        (0.8, "dog", 0, 0, everywhere),
+        (0.7, "poodle", 0, 0, everywhere),
+        (0.6, "blob", -1, 0, everywhere),
+        (0.5, "Cats", 1, 0, everywhere),
+        rules=["synonym", "exact", "hyponym", "unmapped", "normalised"],
+    )
+    expected = {
+        "exact": [-1, 0, -1, -1, -1],
+        "normalised": [-1, 0, -1, -1, 1],
+        "synonym": [2, 0, -1, -1, 1],
+        "wordnet synonym": [2, 0, -1, -1, 1],
+        "hyponym": [2, 0, 0, -1, 1],
+        "similarity": [2, 0, 0, -1, 1],
+    }
+    assert {level: classes_at(candidates, level).tolist() for level in expected} == expected
+
+
+def test_pixel_scores_are_objectness_times_probability(make_candidates):
+    candidates = make_candidates((0.5, "a", 0, 0, {(0, 1): 0.8, (1, 2): 0.4}), size=(1, 3))
+    expected = torch.tensor([[0.4, 0.2, 0.0]])
+    torch.testing.assert_close(pixel_scores(candidates, 0), expected, atol=1e-6, rtol=0)
+
+
+def test_best_first_is_stable_and_leaves_out():
+    scores = torch.tensor([0.2, 0.7, 0.7, 0.9])
+    assert best_first(scores).tolist() == [3, 1, 2, 0]
+    assert best_first(scores, scores < 0.8).tolist() == [1, 2, 0]
+
+
+def test_masks_are_where_the_logit_is_above_zero(make_candidates):
+    candidates = make_candidates((0.5, "a", 0, 0, {(0, 1): 0.51, (1, 2): 0.5}), size=(1, 3))
+    instances = binarised(candidates)
+    assert instances.pred_masks.tolist() == [[[True, False, False]]]
+    assert instances.pred_boxes.tensor.tolist() == [[0, 0, 1, 1]]
+    assert not instances.has("mask_logits") and candidates.has("mask_logits")
+
+
+def _rows(*rows):
+    return [torch.tensor([row]) for row in rows]
+
+
+class TestScores:
+    def test_maximum_of_the_candidates_of_a_class(self):
+        scores = SemanticScores((1, 4), 2, 0.05)
+        for class_id, row in zip(
+            (0, 0, 1),
+            _rows([0.4] * 2 + [0.0] * 2, [0.0, 0.5, 0.3, 0.0], [0.0, 0.0, 0.35, 0.0]),
+            strict=True,
+        ):
+            scores.add(class_id, row)
+        assert torch.equal(
+            scores.dense(),
+            torch.tensor([[[0.4, 0.5, 0.3, 0.0]], [[0.0, 0.0, 0.35, 0.0]], [[0.05] * 4]]),
+        )
+        assert scores.labels().dtype == torch.int16
+        assert scores.labels().tolist() == [[0, 0, 1, 2]]
+
+    def test_sum_of_the_candidates_of_a_class(self):
+        scores = SemanticScores((1, 2), 3, 0.05, merge="sum")
+        for class_id, row in zip(
+            (2, 1, 2), _rows([0.25, 0.5], [0.5, 0.25], [0.5, 0.0]), strict=True
+        ):
+            scores.add(class_id, row)
+        assert scores.dense()[2].tolist() == [[0.75, 0.5]]
+        assert scores.labels().tolist() == [[2, 2]]
+
+    def test_ties_go_to_the_smaller_class_and_before_no_object(self):
+        scores = SemanticScores((1, 3), 3, 0.5)
+        for class_id, row in zip(
+            (2, 0, 1), _rows([0.5, 0.75, 0.0], [0.25, 0.75, 0.25], [0.0, 0.0, 0.5]), strict=True
+        ):
+            scores.add(class_id, row)
+        assert scores.labels().tolist() == [[2, 0, 1]]
+
+    @pytest.mark.parametrize("merge", ["max", "sum"])
+    def test_labels_are_the_best_channel(self, merge):
+        generator = torch.Generator().manual_seed(0)
+        scores = SemanticScores((8, 9), 40, 0.3, merge)
+        for class_id in (31, 4, 4, 17, 0, 31):
+            # Few values, so that scores often tie.
+            scores.add(class_id, torch.randint(0, 5, (8, 9), generator=generator) / 5)
+        assert torch.equal(scores.labels().long(), scores.dense().argmax(dim=0))
+
+    def test_unknown_merge_is_refused(self):
+        with pytest.raises(ValueError, match="'mean'.*'max' or 'sum'"):
+            SemanticScores((2, 2), 2, 0.05, merge="mean")
+
+
+class TestSemanticLevels:
+    @pytest.fixture
+    def outputs(self, make_candidates):
+        """A poodle over a dog over grass, on 2 x 4 pixels; dog 0, cat 1, grass 2."""
+        candidates = make_candidates(
+            (0.9, "poodle", 0, 0, {(0, 2): 0.9}),
+            (0.8, "grass", 2, 3, {(0, 4): 0.75}),
+            (0.5, "Cats", 1, 0, {(1, 3): 0.9}),
+            (1.0, "blob", -1, 0, {(0, 4): 0.9}),
+            size=(2, 4),
+            rules=["hyponym", "exact", "synonym", "unmapped"],
+        )
+        return semantic_inference(candidates, LEVELS, "synonym", 3, 0.05)
+
+    def test_a_pixel_goes_to_the_next_candidate_where_the_best_does_not_count_yet(self, outputs):
+        labels = {level: out["sem_seg_labels"] for level, out in outputs["levels"].items()}
+        assert list(labels) == list(LEVELS)
+        assert all(
+            label.shape == (2, 4) and label.dtype == torch.int16 for label in labels.values()
+        )
+        # grass 0.6 everywhere; from "synonym" on a cat of 0.45, from "hyponym" on a dog of 0.81
+        assert labels["exact"][0].tolist() == [2, 2, 2, 2]
+        assert labels["synonym"][1].tolist() == [2, 2, 2, 2]
+        assert labels["hyponym"][0].tolist() == [0, 0, 2, 2]
+
+    def test_levels_that_map_nothing_further_are_one_object(self, outputs):
+        levels = outputs["levels"]
+        assert levels["normalised"] is levels["exact"]
+        assert levels["synonym"] is not levels["normalised"]
+        assert levels["hyponym"] is not levels["synonym"]
+        assert levels["hypernym"] is levels["hyponym"]
+
+    def test_scores_are_those_of_the_headline_level(self, outputs):
+        sem_seg = outputs["sem_seg"]
+        assert sem_seg.shape == (4, 2, 4)
+        assert (sem_seg[0] == 0).all()
+        expected = torch.tensor([0.0, 0.45, 0.45, 0.0])
+        torch.testing.assert_close(sem_seg[1, 0], expected, atol=1e-6, rtol=0)
+        assert (sem_seg[3] == 0.05).all()
+        labels = outputs["levels"]["synonym"]["sem_seg_labels"]
+        assert torch.equal(labels.long(), sem_seg.argmax(dim=0))
+
+    def test_without_candidates_everything_is_no_object(self, make_candidates):
+        outputs = semantic_inference(make_candidates(rules=[]), LEVELS, "exact", 3, 0.05)
+        assert (outputs["sem_seg"].argmax(dim=0) == 3).all()
+        assert (outputs["levels"]["hypernym"]["sem_seg_labels"] == 3).all()
+        assert len({id(level) for level in outputs["levels"].values()}) == 1
+
+
+def _panoptic(make_candidates, *rows, is_thing=None, overlap=0.5):
+    options = OPTIONS | {"overlap_threshold": overlap}
+    return panoptic_inference(make_candidates(*rows), is_thing=is_thing, **options)
+
+
+class TestPanoptic:
+    def test_pixels_go_to_the_best_candidate_that_covers_them(self, make_candidates):
+        seg, info = _panoptic(
+            make_candidates,
+            (0.6, "cat", 1, 0, {(2, 6): 0.9}),
+            (0.9, "dog", 0, 0, {(0, 3): 0.9, (3, 6): 0.49}),
+            (0.1, "low", 0, 0, {(0, 6): 0.99}),
+            is_thing=[True, True],
+        )
+        assert seg.dtype == torch.int32 and seg[0].tolist() == [1, 1, 1, 2, 2, 2]
+        assert [(s["id"], s["category_id"], s["category_name"]) for s in info] == [
+            (1, 0, "dog"),
+            (2, 1, "cat"),
+        ]
+        assert info[0]["score"] == pytest.approx(0.9) and info[0]["isthing"] is True
+
+    def test_a_segment_that_lost_most_of_its_mask_is_dropped_and_leaves_void(self, make_candidates):
+        rows = [(0.9, "dog", 0, 0, {(0, 4): 0.9}), (0.8, "cat", 1, 0, {(2, 5): 0.9})]
+        seg, info = _panoptic(make_candidates, *rows, is_thing=[True, True])
+        assert [s["category_name"] for s in info] == ["dog"]
+        assert seg[0].tolist() == [1, 1, 1, 1, 0, 0]
+        seg, _ = _panoptic(make_candidates, *rows, is_thing=[True, True], overlap=0.3)
+        assert seg[0].tolist() == [1, 1, 1, 1, 2, 0]
+
+    def test_stuff_of_one_class_merges_before_it_competes(self, make_candidates):
+        seg, info = _panoptic(
+            make_candidates,
+            (0.5, "grass", 1, 0, {(0, 3): 0.9}),
+            (0.9, "lawn", 1, 0, {(1, 6): 0.9}),
+            (0.8, "dog", 0, 3, {(5, 6): 0.99}),
+            is_thing=[True, False],
+        )
+        assert [(s["category_name"], s["isthing"]) for s in info] == [("lawn", False)]
+        assert info[0]["score"] == pytest.approx(0.9)
+        assert seg[0].tolist() == [1] * 6
+
+    def test_two_things_of_one_class_stay_apart(self, make_candidates):
+        seg, info = _panoptic(
+            make_candidates,
+            (0.9, "dog", 0, 0, {(0, 3): 0.9}),
+            (0.8, "dog", 0, 0, {(3, 6): 0.9}),
+            is_thing=[True],
+        )
+        assert len(info) == 2 and seg[1].tolist() == [1, 1, 1, 2, 2, 2]
+
+    def test_with_a_vocabulary_unmapped_names_do_not_compete(self, make_candidates):
+        seg, info = _panoptic(
+            make_candidates,
+            (0.9, "zebra", -1, 0, {(0, 6): 0.9}),
+            (0.5, "dog", 0, 0, {(0, 2): 0.9}),
+            is_thing=[True],
+        )
+        assert [s["category_name"] for s in info] == ["dog"]
+        assert seg[0].tolist() == [1, 1, 0, 0, 0, 0]
+
+    def test_without_a_vocabulary_roles_decide_and_stuff_merges_by_name(self, make_candidates):
+        seg, info = _panoptic(
+            make_candidates,
+            (0.9, "sky", -1, STUFF_ROLE, {(0, 2): 0.9}),
+            (0.8, "dog", -1, 0, {(2, 3): 0.9}),
+            (0.7, "sky", -1, STUFF_ROLE, {(3, 5): 0.9}),
+            (0.6, "sea", -1, STUFF_ROLE, {(5, 6): 0.9}),
+        )
+        assert seg[0].tolist() == [1, 1, 2, 1, 1, 3]
+        assert [s["isthing"] for s in info] == [False, True, False]
+        assert [s["category_id"] for s in info] == [-1, -1, -1]
+
+    def test_no_candidates(self, make_candidates):
+        seg, info = _panoptic(make_candidates)
+        assert info == [] and (seg == 0).all() and seg.shape == (2, 6)
+
+
+class TestPanopticLevels:
+    """A poodle on grass that a cat also claims: dog 0, cat 1 and grass 2, on 2 x 4 pixels."""
+
+    levels = ("exact", "normalised", "synonym", "hyponym", "hypernym", "part")
+    rows = (
+        (0.9, "poodle", 0, 0, {(0, 2): 0.9}),
+        (0.8, "grass", 2, 3, {(0, 4): 0.75}),
+        (0.7, "kitten", 1, 0, {(0, 2): 0.95, (2, 3): 0.6}),
+        (0.1, "ear", 1, 0, {(3, 4): 0.99}),
+        (1.0, "blob", -1, 0, {(0, 4): 0.9}),
+    )
+    rules = ("hyponym", "normalised", "hypernym", "part", "unmapped")
+
+    @pytest.fixture
+    def outputs(self, make_candidates):
+        candidates = make_candidates(*self.rows, size=(2, 4), rules=self.rules)
+        return panoptic_levels(candidates, self.levels, is_thing=[True, True, False], **OPTIONS)
+
+    def test_a_pixel_goes_to_the_next_candidate_where_the_best_does_not_count_yet(self, outputs):
+        maps = {level: out["panoptic_seg"][0] for level, out in outputs.items()}
+        infos = {level: out["panoptic_seg"][1] for level, out in outputs.items()}
+        assert list(outputs) == list(self.levels)
+        assert maps["exact"].tolist() == [[0] * 4] * 2 and infos["exact"] == []
+        assert maps["synonym"][0].tolist() == [1, 1, 1, 1]
+        assert [info["category_id"] for info in infos["synonym"]] == [2]
+        # 0.81 of the poodle beats 0.6 of the grass, and 0.665 of the kitten.
+        assert maps["hyponym"][1].tolist() == [1, 1, 2, 2]
+        assert [info["category_id"] for info in infos["hyponym"]] == [0, 2]
+
+    def test_levels_that_change_nothing_are_one_object(self, outputs):
+        assert outputs["normalised"] is not outputs["exact"]
+        assert outputs["synonym"] is outputs["normalised"]
+        assert outputs["hyponym"] is not outputs["synonym"]
+        assert outputs["hypernym"] is not outputs["hyponym"]
+        # The ear is below the score threshold.
+        assert outputs["part"] is outputs["hypernym"]
+
+    def test_each_level_is_panoptic_inference_of_its_classes(self, outputs, make_candidates):
+        rows = [(score, name, -1, role, mask) for score, name, _, role, mask in self.rows]
+        rows[1] = self.rows[1]
+        candidates = make_candidates(*rows, size=(2, 4))
+        expected = panoptic_inference(candidates, is_thing=[True, True, False], **OPTIONS)
+        got = outputs["synonym"]["panoptic_seg"]
+        assert torch.equal(got[0], expected[0]) and got[1] == expected[1]
+
+    def test_no_candidates(self, make_candidates):
+        outputs = panoptic_levels(
+            make_candidates(rules=[]), self.levels, is_thing=[True], **OPTIONS
+        )
+        assert len({id(output) for output in outputs.values()}) == 1
+        assert outputs["exact"]["panoptic_seg"][1] == []

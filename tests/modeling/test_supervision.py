@@ -1,15 +1,18 @@
 """What the training half makes of datasets and names."""
 
+import math
+
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from rose_d2.modeling.supervision import NO_TARGET_NAME
+from rose_d2.modeling.supervision import NO_TARGET_NAME, LossWeights, PairSupervision, RoseCriterion
 from rose_d2.structures.category_names import CategoryNames
 
 TASKS = ("instance", "referring", "panoptic", "refinement", "region", "semantic")
+ONES = LossWeights(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 
 
 def test_bank_is_the_vocabulary_without_held_out_classes(tiny_model):
@@ -49,3 +52,72 @@ def test_loss_terms_of_each_image_are_kept(tiny_model, make_input):
         assert values.shape == (2,) and not values.requires_grad
         assert values.mean().item() == pytest.approx(losses[name].item())
     assert kept["loss_text"][0] != kept["loss_text"][1]
+
+
+def supervision(mask_logits, category_losses, weights):
+    """Pairs whose targets are all-ones 2 x 2 masks and the first of two classes."""
+    count = len(weights)
+    return PairSupervision(
+        mask_logits=torch.tensor(mask_logits).view(count, 1, 1).expand(count, 2, 2),
+        mask_targets=torch.ones(count, 2, 2),
+        valid=torch.ones(2, 2, dtype=torch.bool),
+        category_losses=torch.tensor(category_losses),
+        siglip_embeddings=torch.tensor([[1.0, 0.0]]).expand(count, 2),
+        siglip_bank=torch.eye(2),
+        siglip_targets=torch.zeros(count, dtype=torch.long),
+        weights=torch.tensor(weights),
+    )
+
+
+def test_text_is_a_mean_over_the_tokens_of_an_image():
+    # Uniform logits over 4 words cost log 4 a token; the second image has no response.
+    logits = torch.zeros(3, 4)
+    loss = RoseCriterion(ONES, 1.0).text(
+        logits, torch.tensor([0, 1, 2]), torch.tensor([0, 0, 0]), num_images=2
+    )
+    torch.testing.assert_close(loss, torch.tensor([math.log(4), 0.0]))
+
+
+def test_objectness_is_a_mean_over_sampled_patches():
+    logits = [torch.tensor([0.0, 0.0]), torch.tensor([100.0]), torch.zeros(0)]
+    targets = [torch.tensor([True, False]), torch.tensor([True]), torch.zeros(0, dtype=torch.bool)]
+    loss = RoseCriterion(ONES, 1.0).objectness(logits, targets)
+    torch.testing.assert_close(loss, torch.tensor([math.log(2), 0.0, 0.0]))
+
+
+def test_ranking_sets_the_asked_patches_against_their_rivals():
+    criterion = RoseCriterion(LossWeights(ranking=2.0), 1.0)
+    asked = [torch.tensor([1.0, 1.0]), torch.tensor([5.0]), torch.zeros(0)]
+    rivals = [torch.zeros(2), torch.zeros(0), torch.tensor([3.0])]
+    # -log(2e / (2e + 2)); an image without rivals or without an answer has nothing to rank.
+    expected = 2 * math.log(1 + math.exp(-1))
+    torch.testing.assert_close(criterion.ranking(asked, rivals), torch.tensor([expected, 0.0, 0.0]))
+
+
+def test_pairs_of_one_object_share_its_weight():
+    # Object A has two pairs of weight 1/2 with name losses 1 and 3, object B one pair with 6.
+    image = supervision([0.0, 0.0, 0.0], [1.0, 3.0, 6.0], [0.5, 0.5, 1.0])
+    losses = RoseCriterion(ONES, 1.0).pairs([image])
+    torch.testing.assert_close(losses["loss_category"], torch.tensor([(0.5 + 1.5 + 6.0) / 2]))
+    torch.testing.assert_close(losses["loss_mask_bce"], torch.tensor([math.log(2)]))
+    # Dice of probability 1/2 on four pixels of ones: 1 - (2*2 + 1) / (2 + 4 + 1).
+    torch.testing.assert_close(losses["loss_mask_dice"], torch.tensor([1 - 5 / 7]))
+    # Cosines 1 and 0: -log(e / (e + 1)).
+    torch.testing.assert_close(losses["loss_siglip"], torch.tensor([math.log(1 + math.exp(-1))]))
+
+
+def test_image_without_targets_has_loss_zero():
+    full, empty = supervision([0.0], [4.0], [1.0]), supervision([5.0], [9.0], [0.0])
+    losses = RoseCriterion(ONES, 1.0).pairs([full, empty])
+    torch.testing.assert_close(losses["loss_category"], torch.tensor([4.0, 0.0]))
+    torch.testing.assert_close(losses["loss_mask_bce"], torch.tensor([math.log(2), 0.0]))
+
+
+def test_weights_are_lisas_by_default():
+    weights = LossWeights()
+    assert (weights.mask_bce, weights.mask_dice) == (2.0, 0.5)
+    image = supervision([0.0], [1.0], [1.0])
+    plain = RoseCriterion(ONES, 1.0).pairs([image])
+    weighted = RoseCriterion(weights, 1.0).pairs([image])
+    torch.testing.assert_close(weighted["loss_mask_bce"], 2 * plain["loss_mask_bce"])
+    torch.testing.assert_close(weighted["loss_mask_dice"], plain["loss_mask_dice"] / 2)

@@ -132,3 +132,10 @@ def test_masks_of_another_size_and_missing_names_are_refused():
         visualizer.draw_segments([np.ones((80, 90), dtype=bool)], ["dog"])
     with pytest.raises(ValueError, match="one of each"):
         visualizer.draw_segments([square()], [])
+
+
+def test_a_name_has_one_colour_and_other_names_others():
+    assert colour_of("red car") == colour_of("Red  Car ")
+    colours = {colour_of(name) for name in ("dog", "cat", "grass", "sky", "red car", "wall")}
+    assert len(colours) >= 5
+    assert all(0 <= channel <= 1 for colour in colours for channel in colour)

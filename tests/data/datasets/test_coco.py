@@ -24,6 +24,7 @@ from rose_d2.data.datasets.coco import (
     COCO_PANOPTIC_IDS,
     COCO_THING_IDS,
     load_coco_instances,
+    load_coco_panoptic,
     register_coco,
 )
 from rose_d2.data.datasets.registration import strict_annotations
@@ -36,6 +37,24 @@ from rose_d2.structures.category_names import CategoryNames
 HEIGHT, WIDTH = 20, 30
 PERSON, DOG, SKY, GRASS = 1, 18, 187, 193
 CROWD_RUNS = [112, *[4, 16] * 9, 4, 304]  # rows 12-15 of columns 5-14
+CONTENT = {
+    "images": [
+        {"id": 7, "file_name": "sub/7.jpeg", "height": 4, "width": 6},
+        {"id": 8, "file_name": "8.png", "height": 5, "width": 5},
+    ],
+    "annotations": [
+        {
+            "image_id": 8,
+            "file_name": "8.png",
+            "segments_info": [{"id": 5, "category_id": 90, "iscrowd": 1}],
+        },
+        {
+            "image_id": 7,
+            "file_name": "7.png",
+            "segments_info": [{"id": 1, "category_id": 3}, {"id": 70000, "category_id": 200}],
+        },
+    ],
+}
 
 
 def draw_segments():
@@ -250,3 +269,35 @@ def test_the_evaluators_accept_the_ground_truth(root, cfg, name, task, metric):
     results = evaluator.evaluate()
     assert results[task][metric] == pytest.approx(100)
     assert results["names"]["name_exact"] == 100
+
+
+def _load(tmp_path, content):
+    path = tmp_path / "panoptic.json"
+    path.write_text(json.dumps(content))
+    return load_coco_panoptic(path, "pictures", "labels", {3: 0, 90: 1}, {3: 9, 200: 2})
+
+
+def test_records_have_sizes_paths_and_contiguous_ids(tmp_path):
+    first, second = _load(tmp_path, CONTENT)
+    assert second == {
+        "file_name": "pictures/sub/7.jpeg",
+        "image_id": 7,
+        "height": 4,
+        "width": 6,
+        "pan_seg_file_name": "labels/7.png",
+        "segments_info": [
+            {"id": 1, "category_id": 0, "iscrowd": 0, "isthing": True},
+            {"id": 70000, "category_id": 2, "iscrowd": 0, "isthing": False},
+        ],
+    }
+    assert first["file_name"] == "pictures/8.png"
+    assert first["segments_info"][0] == {"id": 5, "category_id": 1, "iscrowd": 1, "isthing": True}
+
+
+def test_unknown_categories_and_images_are_named(tmp_path):
+    segment = {"id": 1, "category_id": 4}
+    annotation = {"image_id": 7, "file_name": "7.png", "segments_info": [segment]}
+    with pytest.raises(ValueError, match="category 4"):
+        _load(tmp_path, CONTENT | {"annotations": [annotation]})
+    with pytest.raises(ValueError, match="image 99"):
+        _load(tmp_path, CONTENT | {"annotations": [annotation | {"image_id": 99}]})

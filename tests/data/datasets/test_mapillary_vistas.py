@@ -26,8 +26,14 @@ from rose_d2.layers.masks import masks_to_boxes
 from rose_d2.structures.category_names import CategoryNames
 
 HEIGHT, WIDTH = 10, 20
+
+
 KEY = "cccccccccccccccccccccc"
+
+
 ROAD, SKY, CAR, UNLABELLED = 13, 27, 55, 65
+
+
 NAMES = V1_2.clean_names().names
 
 

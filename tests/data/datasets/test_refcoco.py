@@ -1,259 +1,177 @@
-import json
-import logging
-import pickle
+import builtins
+import io
+import os
+import shutil
 
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from rose_d2.data.datasets.refer_files import (
-    in_split,
-    load_refer,
-    load_refer_splits,
-    references_file,
-)
-from rose_d2.data.datasets.registration import strict_annotations
+from rose_d2.data.dataset_mapper import RoseDatasetMapper
+from rose_d2.data.datasets.refcoco import REFER_SPLITS, find_image_root, register_refer
+from rose_d2.data.datasets.registration import registered_entries, strict_annotations
+from rose_d2.synthetic.miniature_refer import write_refer
 
-
-def _annotation(annotation_id, image_id, category_id, segmentation):
-    return {
-        "id": annotation_id,
-        "image_id": image_id,
-        "category_id": category_id,
-        "segmentation": segmentation,
-        "bbox": [0, 0, 2, 4],
-        "area": 8,
-        "iscrowd": 0,
-    }
-
-
-POLYGON = [[0, 0, 2, 0, 2, 4, 0, 4]]
-INSTANCES = {
-    "images": [
-        {"id": 1, "file_name": "COCO_train2014_1.jpg", "height": 4, "width": 6},
-        {"id": 2, "file_name": "COCO_train2014_2.jpg", "height": 4, "width": 6},
-    ],
-    "annotations": [
-        _annotation(30, 1, 18, POLYGON),
-        _annotation(40, 2, 90, POLYGON),
-        _annotation(31, 1, 90, POLYGON),
-    ],
-    "categories": [{"id": 90, "name": "toothbrush"}, {"id": 18, "name": "dog"}],
-}
-
-
-def _reference(ref_id, ann_id, image_id, split, *sentences):
-    return {
-        "ref_id": ref_id,
-        "ann_id": ann_id,
-        "category_id": 18,
-        "image_id": image_id,
-        # The toolkit's own names carry a suffix, and its readers ignore them.
-        "file_name": f"COCO_train2014_{image_id}_{ref_id}.jpg",
-        "split": split,
-        "sent_ids": [ref_id * 10 + k for k in range(len(sentences))],
-        "sentences": [
-            {"raw": text.upper(), "sent": text, "sent_id": ref_id * 10 + k, "tokens": text.split()}
-            for k, text in enumerate(sentences)
-        ],
-    }
-
-
-REFERENCES = [
-    _reference(6, 40, 2, "val", "the brush"),
-    _reference(5, 31, 1, "val", "left brush", "the brush on the left"),
-    _reference(4, 30, 1, "testAB", "dog"),
+NAMES = [
+    *(f"{name}_unc_{s}" for name in ("refcoco", "refcoco+") for s in ("train", "val", "testA")),
+    *("refcoco_unc_testB", "refcoco+_unc_testB"),
+    *(f"{name}_{s}" for name in ("refcoco_google", "refcocog_umd") for s in ("train", "val")),
+    *("refcoco_google_test", "refcocog_umd_test", "refcocog_google_train", "refcocog_google_val"),
+    *(f"refclef_unc_{s}" for s in ("train", "val", "testA", "testB", "testC")),
+    *(f"refclef_berkeley_{s}" for s in ("train", "val", "test")),
+    *(f"grefcoco_unc_{s}" for s in ("train", "val", "testA", "testB")),
 ]
 
 
-@pytest.fixture
-def write(tmp_path):
-    """Writes a folder in the REFER layout and returns it."""
-
-    def write(references=REFERENCES, instances=INSTANCES):
-        (tmp_path / "instances.json").write_text(json.dumps(instances))
-        (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(references, 2))
-        return tmp_path
-
-    return write
+@pytest.fixture(autouse=True)
+def _restore_registrations():
+    yield
+    register_refer(os.environ.get("DETECTRON2_DATASETS", "datasets"))
 
 
-def test_one_record_per_reference_and_sentence(write):
-    records = load_refer(write(), "unc", "val", "pictures")
-    assert [(r["image_id"], r["ref_id"], r["sent_id"]) for r in records] == [
-        (1, 5, 50),
-        (1, 5, 51),
-        (2, 6, 60),
-    ]
-    assert [r["sentence"] for r in records] == ["left brush", "the brush on the left", "the brush"]
-    first = records[0]
-    assert first["file_name"] == "pictures/COCO_train2014_1.jpg"
-    assert (first["height"], first["width"]) == (4, 6)
-    assert [a["category_id"] for a in first["annotations"]] == [0, 1]
-    assert first["target_indices"] == [1]
-    assert first["annotations"][0]["segmentation"] == POLYGON
+@pytest.fixture(scope="module")
+def complete_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("datasets")
+    write_refer(root, with_images=True)
+    return root
 
 
-def test_category_ids_can_be_given(write):
-    record = load_refer(write(), "unc", "val", "pictures", {18: 4, 90: 2})[0]
-    assert [a["category_id"] for a in record["annotations"]] == [4, 2]
+def test_every_split_is_registered_and_nothing_is_read(tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise AssertionError(f"opened {arguments}")
+
+    for module in (builtins, io):
+        monkeypatch.setattr(module, "open", refuse)
+    register_refer(tmp_path)
+    assert len(NAMES) == 28 == sum(map(len, REFER_SPLITS.values()))
+    assert set(NAMES) <= set(DatasetCatalog.list())
 
 
-@pytest.mark.parametrize(
-    ("label", "split", "expected"),
-    [
-        ("train", "train", True),
-        ("val", "train", False),
-        ("val_unseen", "val", False),
-        ("testA", "testA", True),
-        ("testAB", "testB", True),
-        ("testA", "testB", False),
-        ("testC", "test", True),
-        ("test", "test", True),
-        ("train", "testA", False),
-    ],
-)
-def test_split_labels_follow_the_toolkit(label, split, expected):
-    assert in_split(label, split) == expected
+def test_metadata(tmp_path):
+    register_refer(tmp_path)
+    coco = MetadataCatalog.get("refcoco+_unc_testA")
+    assert (coco.task, coco.evaluator_type, coco.image_source) == ("referring", "refcoco", "coco")
+    assert coco.refs_file == str(tmp_path / "refcoco+" / "refs(unc).p")
+    assert (coco.split, coco.split_by) == ("testA", "unc")
+    assert len(coco.thing_classes) == 80 == len(coco.thing_colors)
+    ids = coco.thing_dataset_id_to_contiguous_id
+    assert [coco.thing_classes[ids[i]] for i in (1, 18, 90)] == ["person", "dog", "toothbrush"]
+    clef = MetadataCatalog.get("refclef_unc_testC")
+    assert (clef.task, clef.evaluator_type, clef.image_source) == ("referring", "refcoco", "saiapr")
+    assert not hasattr(clef, "thing_classes")
 
 
-def test_a_split_without_references_is_an_error(write):
-    with pytest.raises(ValueError, match="no reference of split 'testC'.*testAB, val"):
-        load_refer(write(), "unc", "testC", "pictures")
-
-
-def test_dicts_of_one_image_share_one_annotations_list(write):
-    left, second, other = load_refer(write(), "unc", "val", "pictures")
-    assert left["annotations"] is second["annotations"]
-    assert left["annotations"] is not other["annotations"]
-    assert left["target_indices"] is not second["target_indices"]
-
-
-def test_several_splits_come_from_one_reading(write):
-    folder = write()
-    splits = load_refer_splits(folder, "unc", ("testA", "val"), "pictures")
-    assert {split: [r["sent_id"] for r in records] for split, records in splits.items()} == {
-        "testA": [40],
-        "val": [50, 51, 60],
+def test_published_sizes(tmp_path):
+    register_refer(tmp_path)
+    entries = registered_entries()
+    sizes = {name: (entries[name].num_images, entries[name].num_items) for name in NAMES}
+    assert sizes["refcoco_unc_val"] == (1500, 10834)
+    assert sizes["refcoco_google_test"] == (4527, None)
+    assert sizes["refclef_berkeley_train"] == (None, None)
+    # The sums of the splits are the published totals of the whole datasets.
+    sums = {
+        key: [sum(size[column] for size in splits.values()) for column in (0, 2)]
+        for key, splits in REFER_SPLITS.items()
+        if key[1] in ("unc", "umd") and key[0] not in ("refclef", "grefcoco")
     }
-    assert splits["val"] == load_refer(folder, "unc", "val", "pictures")
-    # Image 1 has references in both splits; its objects are in memory once.
-    assert splits["testA"][0]["annotations"] is splits["val"][0]["annotations"]
+    assert sums == {
+        ("refcoco", "unc"): [50000, 142210],
+        ("refcoco+", "unc"): [49856, 141564],
+        ("refcocog", "umd"): [49822, 95010],
+    }
+    unc_images = [size.images for size in REFER_SPLITS["refcoco", "unc"].values()]
+    assert sum(unc_images) == 19994
 
 
-def test_images_may_have_other_names_on_disk(write):
-    record = load_refer(
-        write(), "unc", "testB", "train2017", name_image=lambda name: name.split("_")[-1]
-    )[0]
-    assert record["file_name"] == "train2017/1.jpg"
-
-
-UNDRAWN = _annotation(60, 1, 18, [])
-BROKEN_REFERENCES = {
-    "references to an image that instances.json lacks": _reference(9, 40, 77, "val", "x"),
-    "references to an annotation that their image does not have": _reference(9, 40, 1, "val", "x"),
-    "references to an annotation that cannot be used": _reference(9, 60, 1, "val", "x"),
-    "empty sentences": _reference(9, 31, 1, "val", "ok", " ", ""),
-}
-
-
-def test_broken_references_are_left_out_and_counted_in_one_warning(write, caplog):
-    instances = INSTANCES | {"annotations": [*INSTANCES["annotations"], UNDRAWN]}
-    folder = write([*BROKEN_REFERENCES.values(), REFERENCES[0]], instances)
-    with caplog.at_level(logging.WARNING):
-        records = load_refer(folder, "unc", "val", "pictures")
-    assert [r["sentence"] for r in records] == ["ok", "the brush"]
-    about_annotations, about_references = caplog.messages
-    assert "1 annotations without a mask" in about_annotations
-    assert about_references.startswith(f"{folder / 'refs(unc).p'}: left out ")
-    for reason in BROKEN_REFERENCES:
-        count = 2 if "sentences" in reason else 1
-        assert f"{count} {reason} (first: " in about_references
-
-
-# In the strict reading an annotation that cannot be used is an error by itself.
-@pytest.mark.parametrize("reason", [r for r in BROKEN_REFERENCES if "cannot be used" not in r])
-def test_broken_references_are_fatal_when_strict(write, reason):
-    folder = write([BROKEN_REFERENCES[reason], REFERENCES[0]])
-    with strict_annotations(), pytest.raises(ValueError, match=f"{reason}, first .*reference 9"):
-        load_refer(folder, "unc", "val", "pictures")
-
-
-def test_sound_files_give_no_warning_and_pass_the_strict_reading(write, caplog):
+@pytest.mark.parametrize("name", NAMES)
+def test_every_split_loads_strictly(complete_root, name):
+    register_refer(complete_root)
     with strict_annotations():
-        assert len(load_refer(write(), "unc", "val", "pictures")) == 3
-    assert not caplog.messages
+        records = DatasetCatalog.get(name)
+    assert {r["dataset_name"] for r in records} == {name}
+    assert {r["task"] for r in records} == {"referring"}
+    classes = {a["category_id"] for r in records for a in r["annotations"]}
+    if name.startswith("refclef"):
+        assert classes == {-1}
+        assert records[0]["file_name"].startswith(f"{complete_root}/saiapr_tc-12/30/images/301")
+    else:
+        assert classes <= set(range(80))
+        assert records[0]["file_name"].startswith(f"{complete_root}/coco/train2014/COCO_train2014_")
 
 
-def test_files_that_do_not_belong_together_are_an_error(write):
-    folder = write([_reference(9, 40, 77, "val", "x"), _reference(8, 40, 1, "val", "x")])
-    with pytest.raises(ValueError, match="no reference of split 'val' can be used"):
-        load_refer(folder, "unc", "val", "pictures")
+def test_the_generalised_references_have_any_number_of_targets(complete_root):
+    register_refer(complete_root)
+    metadata = MetadataCatalog.get("grefcoco_unc_val")
+    assert metadata.refs_file == str(complete_root / "grefcoco" / "grefs(unc).json")
+    records = DatasetCatalog.get("grefcoco_unc_train")
+    assert {len(record["target_indices"]) for record in records} == {0, 1, 2, 3}
+    missing = registered_entries()["grefcoco_unc_val"].how_to_get
+    assert "github.com/henghuiding/gRefCOCO" in missing
 
 
-def test_malformed_references_are_an_error(write):
-    with pytest.raises(ValueError, match="holds dict; a list of dicts"):
-        load_refer(write({"ref_id": 1}), "unc", "val", "pictures")
-    with pytest.raises(ValueError, match="lacks ann_id, image_id, split, sentences"):
-        load_refer(write([{"ref_id": 1}]), "unc", "val", "pictures")
-    nameless = _reference(5, 31, 1, "val", "x")
-    del nameless["sentences"][0]["sent"]
-    with pytest.raises(ValueError, match="a sentence of reference 5 lacks sent;"):
-        load_refer(write([nameless]), "unc", "val", "pictures")
+def test_a_sentence_about_nothing_trains_to_say_so(complete_root, tiny_cfg):
+    register_refer(complete_root)
+    records = DatasetCatalog.get("grefcoco_unc_train")
+    mapper = RoseDatasetMapper(tiny_cfg, is_train=True)
+    sample = mapper(next(r for r in records if not r["target_indices"]))
+    assert len(sample["instances"]) == 0
+    assert sample["conversation"].response == "There is nothing to segment in this image."
+    assert len(sample["negative_points"]) == 2
 
 
-def test_a_hostile_pickle_stops_the_loader(write):
-    folder = write()
-    (folder / "refs(unc).p").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(ValueError, match=r"refs\(unc\).p is not a plain pickle.*os.system"):
-        load_refer(folder, "unc", "val", "pictures")
+@pytest.mark.parametrize("name", ["refcoco_unc_train", "refclef_unc_train"])
+def test_training_samples_come_out_of_the_mapper(complete_root, tiny_cfg, name):
+    register_refer(complete_root)
+    mapper = RoseDatasetMapper(tiny_cfg, is_train=True)
+    sample = mapper(DatasetCatalog.get(name)[0])
+    (category,) = sample["instances"].gt_category_names
+    assert category == ("" if name.startswith("refclef") else "sandwich")
+    # A target without a name gives no text to learn.
+    assert (sample["conversation"].response is None) == name.startswith("refclef")
 
 
-@pytest.fixture
-def write_generalised(tmp_path):
-    """Writes a folder of gRefCOCO with references of image 1 to lists of annotations."""
-
-    def write(*targets, crowds=()):
-        folder = tmp_path / "grefcoco"
-        folder.mkdir()
-        annotations = [a | {"iscrowd": int(a["id"] in crowds)} for a in INSTANCES["annotations"]]
-        instances = INSTANCES | {"annotations": annotations}
-        references = [_reference(k, ids, 1, "val", f"no {k}") for k, ids in enumerate(targets)]
-        (folder / "instances.json").write_text(json.dumps(instances))
-        (folder / "grefs(unc).json").write_text(json.dumps(references))
-        return folder
-
-    return write
+COCO_PLACES = ["coco/train2014", "images/train2014", "images/mscoco/images/train2014"]
 
 
-def test_generalised_references_are_about_any_number_of_objects(write_generalised):
-    folder = write_generalised([31, 30], [-1], [30])
-    records = load_refer(folder, "unc", "val", "pictures")
-    assert [r["target_indices"] for r in records] == [[1, 0], [], [0]]
-    assert [len(r["annotations"]) for r in records] == [2, 2, 2]
+def test_images_are_searched_in_a_fixed_order(tmp_path):
+    picture = "COCO_train2014_000000000101.jpg"
+    assert find_image_root(tmp_path, "refcoco") is None
+    for place in ["coco/train2017", *reversed(COCO_PLACES)]:
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        # An empty folder does not count.
+        assert (find_image_root(tmp_path, "refcoco") or ("",))[0] != place
+        (folder / picture).touch()
+        assert find_image_root(tmp_path, "refcoco").folder == place
+    assert find_image_root(tmp_path, "refclef") is None
+    for place in ["images/saiapr_tc-12", "saiapr_tc-12"]:
+        (tmp_path / place / "30").mkdir(parents=True)
+        assert find_image_root(tmp_path, "refclef").folder == place
 
 
-def test_crowds_are_no_targets_of_generalised_references(write_generalised, caplog):
-    folder = write_generalised([31, 30], [30], [-1], crowds=[30])
-    records = load_refer(folder, "unc", "val", "pictures")
-    # The second one, about a crowd only, must not pass for a sentence about nothing.
-    assert [(r["ref_id"], r["target_indices"]) for r in records] == [(0, [1]), (2, [])]
-    assert [a["iscrowd"] for a in records[0]["annotations"]] == [1, 0]
-    assert "1 references to crowds only (first: reference 1 of image 1)" in caplog.text
+def test_without_train2014_the_images_of_2017_serve(tmp_path):
+    write_refer(tmp_path)
+    register_refer(tmp_path)
+    entry = registered_entries()["refcocog_umd_val"]
+    assert entry.missing_files() == [tmp_path / "coco" / "train2014"]
+    # The images arrive after registration.
+    folder = tmp_path / "coco" / "train2017"
+    folder.mkdir(parents=True)
+    (folder / "000000000102.jpg").touch()
+    assert entry.missing_files() == []
+    names = {r["file_name"] for r in DatasetCatalog.get("refcocog_umd_val")}
+    assert names == {str(folder / "000000000102.jpg")}
 
 
-def test_a_generalised_reference_with_one_bad_object_is_left_out(write_generalised, caplog):
-    records = load_refer(write_generalised([30, 99], [30]), "unc", "val", "pictures")
-    assert [r["ref_id"] for r in records] == [1]
-    assert "references to an annotation that their image does not have" in caplog.text
+def test_missing_files_are_named_with_what_to_do(tmp_path, complete_root):
+    register_refer(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"refs\(unc\).p is missing.*download.py refcoco\+"):
+        DatasetCatalog.get("refcoco+_unc_val")
+    shutil.copytree(complete_root / "refclef", tmp_path / "refclef")
+    with pytest.raises(FileNotFoundError, match="saiapr_tc-12 is missing.*prepare_refcoco.py"):
+        DatasetCatalog.get("refclef_unc_val")
 
 
-def test_a_single_target_of_minus_one_is_no_reference_to_nothing(write, caplog):
-    folder = write([_reference(1, -1, 1, "val", "x"), REFERENCES[1]])
-    assert {r["ref_id"] for r in load_refer(folder, "unc", "val", "pictures")} == {5}
-    assert "annotation -1" in caplog.text
-
-
-def test_damaged_generalised_references_are_an_error(write_generalised):
-    folder = write_generalised([30])
-    references_file(folder, "unc").write_text("[{")
-    with pytest.raises(ValueError, match=r"grefs\(unc\).json is not valid JSON"):
-        load_refer(folder, "unc", "val", "pictures")
+def test_home_folders_are_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    register_refer("~/data")
+    assert registered_entries()["refcoco_unc_val"].files[0].is_relative_to(tmp_path / "data")

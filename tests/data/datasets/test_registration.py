@@ -1,10 +1,14 @@
+import logging
+
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rose_d2.data.datasets.registration import (
+    BrokenAnnotations,
     DatasetEntry,
     register,
     registered_entries,
+    strict_annotations,
     unregister,
 )
 
@@ -52,3 +56,32 @@ def test_a_registered_name_is_replaced(entry, tmp_path):
     assert DatasetCatalog.get(NAME) == []
     assert MetadataCatalog.get(NAME).task == "semantic"
     assert registered_entries()[NAME] is other
+
+
+def test_counts_are_reported_once_with_the_first_example(caplog):
+    broken = BrokenAnnotations("instances.json")
+    broken.add("annotations without a polygon", "annotation 3")
+    broken.add("annotations without a polygon", "annotation 9")
+    broken.add("annotations of a missing image", "annotation 4")
+    with caplog.at_level(logging.WARNING):
+        broken.report()
+    assert [record.getMessage() for record in caplog.records] == [
+        "instances.json: left out 2 annotations without a polygon (first: annotation 3); "
+        "1 annotations of a missing image (first: annotation 4)."
+    ]
+
+
+def test_nothing_broken_is_not_mentioned(caplog):
+    BrokenAnnotations("instances.json").report()
+    assert not caplog.records
+
+
+def test_strict_stops_at_the_first_one_and_only_there():
+    broken = BrokenAnnotations("instances.json")
+    with strict_annotations():
+        with pytest.raises(ValueError, match="instances.json: annotations without.*annotation 3"):
+            broken.add("annotations without a polygon", "annotation 3")
+        with strict_annotations(False):
+            broken.add("annotations without a polygon", "annotation 5")
+    broken.add("annotations without a polygon", "annotation 6")
+    assert broken.counts == {"annotations without a polygon": 2}

@@ -6,10 +6,11 @@ from detectron2.modeling import build_backbone
 from safetensors.torch import load_file, save_file
 
 from rose_d2.modeling.backbone.llava_builders import build_llava
-from rose_d2.modeling.backbone.llava_onevision import LlavaOneVisionBackbone
+from rose_d2.modeling.backbone.llava_onevision import LlavaOneVisionBackbone, prefix_attention_mask
 from rose_d2.prompts.conversation import Conversation, encode_image_prompt
 
 SIDE = 84
+PROMPT, LENGTH = torch.tensor([3, 2]), torch.tensor([5, 3])
 
 
 def build(cfg, **lmm):
@@ -181,3 +182,21 @@ def test_is_a_detectron2_backbone(tiny_cfg):
     assert isinstance(backbone, LlavaOneVisionBackbone)
     shape = backbone.output_shape()["patch_features"]
     assert (shape.channels, shape.height, shape.width, shape.stride) == (32, 6, 6, 14)
+
+
+def drawn(mask):
+    """Rows of x (may attend) and . (may not)."""
+    return ["".join("x" if cell else "." for cell in row) for row in mask[0].tolist()]
+
+
+def test_prompt_sees_itself_and_response_its_past():
+    masks = prefix_attention_mask(PROMPT, LENGTH, 5, bidirectional=True)
+    assert masks.shape == (2, 1, 5, 5)
+    assert drawn(masks[0]) == ["xxx..", "xxx..", "xxx..", "xxxx.", "xxxxx"]
+    # Two tokens of padding attend to themselves only.
+    assert drawn(masks[1]) == ["xx...", "xx...", "xxx..", "...x.", "....x"]
+
+
+def test_causal():
+    masks = prefix_attention_mask(PROMPT, LENGTH, 5, bidirectional=False)
+    assert drawn(masks[0]) == ["x....", "xx...", "xxx..", "xxxx.", "xxxxx"]

@@ -1,0 +1,138 @@
+import pytest
+import torch
+from torch import nn
+
+from rose_d2.modeling.category_decoder import CategoryDecoder
+from rose_d2.profiling.inputs import DATASET, synthetic_inputs, without_downloads
+from rose_d2.profiling.steps import (
+    BACKBONE_PARTS,
+    CANDIDATE_PARTS,
+    PartTimes,
+    StepCost,
+    count_flops,
+    held_bytes,
+    measure_inference,
+    measure_peak_memory,
+    measure_training,
+    report_step,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_the_parts_of_a_training_step_make_up_its_time(tiny_cfg):
+    tiny_cfg.MODEL.LMM.GRADIENT_CHECKPOINTING = True
+    tiny_cfg.SOLVER.IMS_PER_BATCH, tiny_cfg.SOLVER.ACCUMULATION_STEPS = 1, 2
+    cost = measure_training(tiny_cfg, 1)
+    measured = {*BACKBONE_PARTS, *CANDIDATE_PARTS, "backward", "optimizer", "everything else"}
+    assert set(cost.parts) == measured
+    assert min(cost.parts.values()) > 0
+    assert sum(cost.parts.values()) == pytest.approx(cost.seconds)
+    assert cost.num_images == 2
+    assert 0 < cost.recomputed_flops < cost.flops
+    report = report_step("training", tiny_cfg, cost)
+    assert report.startswith("training, on ") and "name decoding" in report
+
+
+def test_all_candidates_are_named_at_inference(tiny_cfg, monkeypatch):
+    tiny_cfg.TEST.TOP_K = 5
+    named = []
+    generate = CategoryDecoder.generate
+
+    def count(self, lmm, embeddings, trie=None):
+        named.append(len(embeddings))
+        return generate(self, lmm, embeddings, trie)
+
+    monkeypatch.setattr(CategoryDecoder, "generate", count)
+    cost = measure_inference(tiny_cfg, 2, 1)
+    assert set(named) == {5}
+    assert set(cost.parts) == {*BACKBONE_PARTS, *CANDIDATE_PARTS, "everything else"}
+    assert cost.images_per_second == pytest.approx(2 / cost.seconds)
+
+
+def test_a_part_within_another_counts_for_that_one(tiny_model, tiny_cfg):
+    decoder = tiny_model.inference.category_decoder
+    with PartTimes(tiny_model) as times, torch.no_grad():
+        decoder.generate(tiny_model.backbone, torch.zeros(2, tiny_model.backbone.hidden_size))
+        assert set(times.seconds()) == {"name decoding"}
+        tiny_model.perceive(synthetic_inputs(tiny_cfg, 1, training=False))
+        assert set(times.seconds()) == {*BACKBONE_PARTS, "heads"}
+    assert "generate" not in vars(decoder)
+
+
+def test_the_allocator_is_asked_for_the_peak():
+    weight = torch.zeros(250)
+
+    def work():
+        made = torch.zeros(100_000)
+        del made
+        torch.zeros(10_000)
+
+    assert held_bytes(weight, weight[:3]) == 1000
+    assert measure_peak_memory(CPU, work, 1000) == pytest.approx(401_000, rel=0.01)
+
+
+def test_synthetic_inputs_look_like_the_mapper_s(tiny_cfg):
+    inputs = synthetic_inputs(tiny_cfg, 2, training=True)
+    assert [item["dataset_name"] for item in inputs] == [DATASET] * 2
+    assert inputs[0]["image"].shape == (3, 84, 84)
+    assert inputs[0]["sam_image"].shape == (3, 48, 64)
+    assert inputs[0]["instances"].gt_masks.tensor.flatten(1).any(dim=1).all()
+
+
+def test_nothing_is_read(tiny_cfg):
+    tiny_cfg.MODEL.LMM.PRETRAINED = "somewhere"
+    tiny_cfg.MODEL.MASK_HEAD.SAM_CHECKPOINT = "missing.pth"
+    changed = without_downloads(tiny_cfg)
+    assert changed.MODEL.LMM.PRETRAINED == changed.MODEL.MASK_HEAD.SAM_CHECKPOINT == ""
+    assert tiny_cfg.MODEL.LMM.PRETRAINED == "somewhere"
+
+
+def test_memory_of_deepspeed_is_not_measured_on_a_cpu(tiny_cfg):
+    tiny_cfg.SOLVER.ENGINE = "deepspeed"
+    with pytest.raises(ValueError, match="'deepspeed', whose memory cannot be measured"):
+        measure_training(tiny_cfg, 1)
+
+
+def test_what_is_computed_again_is_achieved_but_not_needed():
+    cost = StepCost(2.0, 4, {}, 0, flops=30, recomputed_flops=10)
+    assert cost.images_per_second == 2
+    assert cost.flops_per_second == 20
+
+
+def test_a_matrix_product_counts_two_per_multiply_add():
+    count = count_flops(lambda: torch.randn(3, 5) @ torch.randn(5, 7))
+    assert count.forward == count.total == 2 * 3 * 5 * 7
+    assert count.backward == 0
+    assert count.operators == {"aten.mm": 210}
+
+
+def test_meta_tensors_count_like_real_ones():
+    def layer(device):
+        linear = nn.Linear(5, 7, device=device)
+        return count_flops(lambda: linear(torch.zeros(3, 5, device=device)).sum(), backward=True)
+
+    assert layer("meta") == layer("cpu")
+    assert layer("cpu").forward == 2 * 3 * 5 * 7
+
+
+def test_a_frozen_weight_has_no_gradient_to_count():
+    inputs = torch.randn(3, 5, requires_grad=True)
+    linear = nn.Linear(5, 7)
+    both = count_flops(lambda: {"a": linear(inputs).sum(), "b": inputs.sum()}, backward=True)
+    assert both.backward == 2 * both.forward
+    linear.requires_grad_(False)
+    assert count_flops(lambda: linear(inputs).sum(), backward=True).backward == 210
+
+
+def test_attention_counts_every_key():
+    query = torch.randn(1, 2, 6, 4)
+    count = count_flops(
+        lambda: nn.functional.scaled_dot_product_attention(query, query, query, is_causal=True)
+    )
+    assert count.forward == 2 * (2 * 2 * 6 * 6 * 4)
+
+
+def test_only_losses_can_be_differentiated():
+    with pytest.raises(TypeError, match="returned list; to count the backward"):
+        count_flops(lambda: [1.0], backward=True)
