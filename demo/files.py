@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,7 +77,7 @@ def panoptic_ids(segments: Sequence[Segment], size: tuple[int, int]) -> np.ndarr
 
 def save_image(picture: np.ndarray, path: Path) -> None:
     """Write a picture (H, W, 3) whole or not at all; the suffix chooses the format."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")
-    Image.fromarray(picture).save(partial, quality=92)
-    os.replace(partial, path)
+    from rose_d2.files import whole_file
+
+    with whole_file(path) as partial:
+        Image.fromarray(picture).save(partial, quality=92)

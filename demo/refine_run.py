@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from rose_d2.config.fingerprint import config_hash, file_sha256
 from rose_d2.config.read import read_released_config
+from rose_d2.files import whole_file
 from rose_d2.predictor.predictor import find_weights
 from rose_d2.predictor.session_instructions import check_text
 from rose_d2.structures.segments import Segment
@@ -348,12 +348,13 @@ class RefineRun(FolderRun):
 
 def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write the changes, one refined segment a line, whole or not at all."""
-    partial = path.with_name(f".partial-{path.name}")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
+    with (
+        whole_file(path) as partial,
+        open(partial, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, _COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(partial, path)
 
 
 def _change(number: int, before: Segment, after: Segment) -> dict[str, Any]:

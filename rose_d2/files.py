@@ -1,21 +1,49 @@
-"""Folders that appear under their name at once, with all their files on the disk.
+"""Files and folders that appear under their name at once, whole or not at all.
 
-A folder is written under a hidden name beside its place and renamed when it is finished. What a
-killed process leaves hidden may be whole: it can still be given its name.
+They are written under a hidden name beside their place and renamed when they are finished. What a
+killed process leaves of a folder may be whole: it can still be given its name.
 """
 
 import contextlib
 import os
 import re
 import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
 
 _PREFIX = ".partial-"
-
-
 _REPLACED = ".old"
-
-
 _HIDDEN_NAME = re.compile(rf"(?:{re.escape(_PREFIX)})?(.+?)(?:{re.escape(_REPLACED)})*")
+
+
+@contextlib.contextmanager
+def whole_file(path: str | os.PathLike[str], *, durable: bool = False) -> Iterator[Path]:
+    """Give a path to write to, which replaces `path` when the block ends without an error.
+
+    Args:
+        path: the file; its folder is made.
+        durable: also wait until it would survive the machine's failure.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Nobody can foresee the name, so no link can wait there; some writers choose by the suffix.
+    partial = path.with_name(f"{_PREFIX}{uuid.uuid4().hex}{path.suffix}")
+    try:
+        yield partial
+        if durable:
+            flush_to_disk(str(partial))
+        os.replace(partial, path)
+        if durable:
+            flush_to_disk(str(path.parent))
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str, *, durable: bool = False) -> None:
+    """Write a UTF-8 text file, see `whole_file`."""
+    with whole_file(path, durable=durable) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def new_folder(path: str) -> str:
@@ -68,15 +96,6 @@ def remove_hidden(parent: str) -> None:
     for name in os.listdir(parent):
         if name.startswith(_PREFIX):
             shutil.rmtree(os.path.join(parent, name), ignore_errors=True)
-
-
-def write_at_once(path: str, text: str) -> None:
-    """Replace a file by one with this text; a reader sees the old or the new one."""
-    with open(path + ".partial", "w") as file:
-        file.write(text)
-    flush_to_disk(path + ".partial")
-    os.replace(path + ".partial", path)
-    flush_to_disk(os.path.dirname(path))
 
 
 def flush_to_disk(path: str) -> None:

@@ -8,7 +8,8 @@ from rose_d2.files import (
     publish_folder,
     published_path,
     remove_hidden,
-    write_at_once,
+    whole_file,
+    write_text,
 )
 
 
@@ -54,12 +55,32 @@ def test_hiding_is_one_move_and_takes_the_place_of_leftovers(tmp_path):
     assert hidden.name.startswith(".") and (hidden / "file").read_text() == "text"
 
 
-def test_a_file_is_replaced(tmp_path, monkeypatch):
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_file_is_replaced(tmp_path, monkeypatch, durable):
     monkeypatch.chdir(tmp_path)
     for text in ("one", "another"):
-        write_at_once("file", text)
+        write_text("file", text, durable=durable)
         assert (tmp_path / "file").read_text() == text
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_that_fails_half_way_leaves_the_former_one(tmp_path):
+    write_text(tmp_path / "a.json", "{}")
+    with pytest.raises(OSError, match="disk full"), whole_file(tmp_path / "a.json") as partial:
+        partial.write_text("{")
+        raise OSError("disk full")
+    assert (tmp_path / "a.json").read_text() == "{}"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_the_name_beside_it_keeps_the_suffix_and_is_never_the_same(tmp_path):
+    names = set()
+    for _ in range(2):
+        with whole_file(tmp_path / "folder" / "a.png") as partial:
+            partial.touch()
+            names.add(partial)
+    assert len(names) == 2
+    assert {(p.suffix, p.parent) for p in names} == {(".png", tmp_path / "folder")}
 
 
 def test_a_file_that_cannot_be_flushed_is_an_error_and_a_folder_not(tmp_path, monkeypatch):

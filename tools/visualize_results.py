@@ -10,7 +10,6 @@ has a score of its own (semantic: mIoU; instance: F1 at IoU 0.5; panoptic: PQ; r
 """
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ import yaml
 import rose_d2  # noqa: F401  (registers the datasets)
 from rose_d2.data.datasets.custom import register_custom
 from rose_d2.evaluation.predictions import DESCRIPTION_NAME
+from rose_d2.files import write_text
 from rose_d2.reports.image_scores import SavedPredictions, ScoredImage, choose_images
 from rose_d2.reports.page import build_page
 
@@ -106,10 +106,7 @@ def main(argv: list[str]) -> None:
         scored = score_all(saved)
         selection = choose_images(scored, args.num, args.seed)
         page = build_page(saved, scored, selection, args.seed)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        partial = args.output.with_name(args.output.name + ".partial")
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, args.output)
+        write_text(args.output, page)
     except (ValueError, OSError) as error:
         sys.exit(f"visualize_results.py: error: {error}")
     size = args.output.stat().st_size / 1e6

@@ -26,7 +26,7 @@ from rose_d2.files import (
     publish_folder,
     published_path,
     remove_hidden,
-    write_at_once,
+    write_text,
 )
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,9 @@ class RoseCheckpointer(Checkpointer):
         self._remove_old()
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        write_at_once(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
+        write_text(
+            os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename, durable=True
+        )
 
     def _remove_old(self) -> None:
         """Remove what is left of unfinished saves, and periodic checkpoints beyond `keep`."""

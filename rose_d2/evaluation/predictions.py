@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from rose_d2.files import write_text
 from rose_d2.structures.category_names import CategoryNames
 from rose_d2.structures.mask_codec import encode_masks
 
@@ -165,9 +166,7 @@ class PredictionStore:
             for path in (description, *self.folder.glob("process-*.jsonl")):
                 path.unlink(missing_ok=True)
         if not description.exists():
-            partial = description.with_suffix(".partial")
-            partial.write_text(json.dumps(fingerprint, indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, description)
+            write_text(description, json.dumps(fingerprint, indent=1) + "\n")
 
     def _read_description(self) -> dict[str, Any]:
         path = self.folder / DESCRIPTION_NAME

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 
+from rose_d2.files import write_text
 from rose_d2.structures.segments import Segment
 
 # Rewriting the file may take up at most about this part of the time.
@@ -134,10 +135,7 @@ class PredictionsFile:
                 if name in used
             ],
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, self.path)
+        write_text(self.path, json.dumps(content, ensure_ascii=False) + "\n")
         self._saved_at = time.monotonic()
         self._save_seconds = self._saved_at - started
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from rose_d2.config.fingerprint import config_hash
 from rose_d2.data.image_io import read_image
+from rose_d2.files import whole_file, write_text
 from rose_d2.structures.segments import Segment
 
 logger = logging.getLogger(__name__)
@@ -256,7 +257,6 @@ def write_session(
     path = folder / SESSION_FILE
     if path.exists() and _stored_key(path) != state.key:
         raise ValueError(f"{path} is of another session; save this one to another folder.")
-    folder.mkdir(parents=True, exist_ok=True)
     content = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -270,12 +270,9 @@ def write_session(
         "turns": [vars(turn) for turn in state.turns],
         "past": [{"standing": ids, "turns": count} for ids, count in state.past],
     }
-    partial = folder / f".partial-{IMAGE_FILE}"
-    Image.fromarray(image).save(partial)
-    os.replace(partial, folder / IMAGE_FILE)
-    partial = path.with_name(f".partial-{SESSION_FILE}")
-    partial.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(folder / IMAGE_FILE) as partial:
+        Image.fromarray(image).save(partial)
+    write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 def read_session(folder: str | os.PathLike[str], cfg: CfgNode) -> tuple[np.ndarray, SessionState]:

@@ -23,6 +23,7 @@ from scipy.ndimage import find_objects
 from tqdm import tqdm
 
 from rose_d2.data.datasets.registration import strict_annotations
+from rose_d2.files import whole_file, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -184,33 +185,13 @@ def _write_label_map(
 ) -> None:
     path = folder / f"{stem(item)}.png"
     if not path.exists():
-        write_atomically(path, Image.fromarray(read(item)).save)
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file so that it is never seen half-written.
-
-    Args:
-        path: the file; its folder must exist.
-        write: called with a temporary path beside it, of the same suffix.
-    """
-    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        with whole_file(path) as partial:
+            Image.fromarray(read(item)).save(partial)
 
 
 def dump_json(content: Any, path: Path) -> None:
-    """Write compact JSON atomically.
-
-    Args:
-        content: plain containers.
-        path: the file; its folder must exist.
-    """
-    text = json.dumps(content, separators=(",", ":"))
-    write_atomically(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    """Write compact JSON, whole or not at all."""
+    write_text(path, json.dumps(content, separators=(",", ":")))
 
 
 @dataclass(frozen=True)
@@ -298,7 +279,8 @@ def _convert_one(
     converted = convert(item)
     png_file = folder / f"{name}.png"
     colours = id_to_rgb(converted.segment_ids)
-    write_atomically(png_file, Image.fromarray(colours).save)
+    with whole_file(png_file) as partial:
+        Image.fromarray(colours).save(partial)
     annotation = {
         "image_id": converted.image["id"],
         "file_name": png_file.name,

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 
 from rose_d2.config.fingerprint import config_hash, file_sha256, library_versions
+from rose_d2.files import write_text
 from rose_d2.vocabulary.vocabulary import LEXICAL_RULES
 
 LEVEL_WORDS = {
@@ -109,13 +110,8 @@ def write_record(record: Mapping[str, Any], folder: str) -> str:
     Returns:
         The path of the file.
     """
-    os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, "results.json")
-    partial = path + ".partial"
-    with open(partial, "w") as file:
-        json.dump(record, file, indent=2)
-        file.write("\n")
-    os.replace(partial, path)
+    write_text(path, json.dumps(record, indent=2) + "\n")
     return path
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,8 @@ from detectron2.config import CfgNode
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, SiglipTextModel
+
+from rose_d2.files import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +94,9 @@ class TextEmbeddingBank:
         key = hashlib.sha256("\n".join((self.source, *names)).encode()).hexdigest()[:16]
         path = self.cache_dir / f"{key}.safetensors"
         if not path.is_file():
-            self.cache_dir.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}.tmp")
-            save_file({"embeddings": self._from_tower(names)}, partial)
-            partial.replace(path)
+            embeddings = self._from_tower(names)
+            with whole_file(path) as partial:
+                save_file({"embeddings": embeddings}, partial)
         return load_file(path)["embeddings"]
 
     def _from_tower(self, names: tuple[str, ...]) -> torch.Tensor:

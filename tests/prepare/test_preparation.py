@@ -8,12 +8,10 @@ from PIL import Image
 from rose_d2.data.datasets.registration import BrokenAnnotations
 from rose_d2.prepare.preparation import (
     PanopticImage,
-    dump_json,
     id_to_rgb,
     preparation_parser,
     run_main,
     run_parallel,
-    write_atomically,
     write_coco_panoptic,
     write_label_maps,
 )
@@ -32,27 +30,6 @@ def test_results_come_in_the_order_of_the_items(num_workers):
     )
     assert [square for square, _ in results] == [number * number for number in range(40)]
     assert (os.getpid() in {pid for _, pid in results}) == (num_workers < 2)
-
-
-def test_a_file_that_fails_half_way_leaves_the_former_one(tmp_path):
-    path = tmp_path / "labels.json"
-    dump_json({"a": 1}, path)
-
-    def fail(partial):
-        partial.write_text("{")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, fail)
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_temporary_file_keeps_the_suffix(tmp_path):
-    seen = []
-    write_atomically(tmp_path / "a.png", lambda path: (seen.append(path), path.touch()))
-    assert seen[0].suffix == ".png"
-    assert seen[0].parent == tmp_path
 
 
 @pytest.mark.parametrize(
