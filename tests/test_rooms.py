@@ -22,7 +22,8 @@ USES = {
     "visualization": "structures layers",
     "predictor": "files structures layers prompts vocabulary config data modeling refinement "
     "checkpoint visualization",
-    "reports": "files structures layers vocabulary config data evaluation refinement visualization",
+    "reports": "files structures layers prompts vocabulary config data evaluation refinement "
+    "visualization",
     "engine": "files structures layers prompts vocabulary config data modeling evaluation "
     "refinement checkpoint visualization predictor reports",
     "profiling": "files structures layers prompts vocabulary config data modeling evaluation "

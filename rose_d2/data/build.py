@@ -33,6 +33,7 @@ from rose_d2.data.mixture import (
     MixtureStream,
     training_weights,
 )
+from rose_d2.prompts.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +205,7 @@ def load_test_dicts(cfg: CfgNode, dataset_name: str) -> list[dict[str, Any]]:
         ValueError: the protocol is unknown, see `referring_samples`.
     """
     dicts = load_dataset_dicts(dataset_name, filter_empty=False)
-    if dicts and dicts[0]["task"] == "referring":
+    if dicts and TASKS[dicts[0]["task"]].takes_expression:
         return referring_samples(dicts, cfg.TEST.REFERRING.PROTOCOL)
     return dicts
 

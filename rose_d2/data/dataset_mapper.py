@@ -9,11 +9,11 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 
 from rose_d2.data.image_io import ImageReadError, model_views, read_image
-from rose_d2.data.region_targets import OneRegionTargetBuilder
 from rose_d2.data.scene_targets import TARGET_BUILDERS, check_candidate_mode, dataset_candidates
 from rose_d2.data.targets import TargetBuilder
 from rose_d2.prompts.conversation import Conversation
-from rose_d2.prompts.instructions import CANDIDATE_TASKS, build_instruction
+from rose_d2.prompts.instructions import build_instruction
+from rose_d2.prompts.tasks import TASKS, get_task
 
 # Passed on from the dataset dict where present.
 _PASSED_ON = (
@@ -107,7 +107,7 @@ class RoseDatasetMapper:
         if task not in self.target_builders:
             raise ValueError(
                 f"Dataset {dataset_dict['dataset_name']!r} has task {task!r}; known tasks are "
-                f"{sorted(self.target_builders)}. Set `task` in its metadata to one of them."
+                f"{', '.join(self.target_builders)}. Set `task` in its metadata to one of them."
             )
         # A mirrored image would make "on the left" wrong.
         flip = "sentence" not in dataset_dict and rng.random() < self.flip_prob
@@ -129,7 +129,7 @@ class RoseDatasetMapper:
 
     def _map_for_test(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         task = dataset_dict["task"]
-        if issubclass(TARGET_BUILDERS.get(task, TargetBuilder), OneRegionTargetBuilder):
+        if not get_task(task).evaluator_type:
             raise ValueError(
                 f"Dataset {dataset_dict['dataset_name']!r} has task {task!r}, whose samples are "
                 "made at random and only for training; test on the dataset's own task."
@@ -153,7 +153,7 @@ class RoseDatasetMapper:
         own = dataset_dict.get("candidates")
         if own is not None or not self.candidate_mode:
             return own, own
-        if dataset_dict["task"] not in CANDIDATE_TASKS:
+        if not TASKS[dataset_dict["task"]].takes_candidates:
             return None, None
         metadata = MetadataCatalog.get(dataset_dict["dataset_name"])
         names = dataset_candidates(metadata, dataset_dict["task"])

@@ -18,7 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
 from rose_d2.data.image_io import ImageReadError
-from rose_d2.data.scene_targets import TARGET_BUILDERS
+from rose_d2.prompts.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +26,6 @@ logger = logging.getLogger(__name__)
 _MAX_TRIES = 20
 # Fewest samples over which the shares of the datasets come out exactly.
 _MIN_BLOCK = 64
-# Tasks that the annotations of another task also serve; a view of a dataset may ask for them.
-_FROM_ANY_MASKS = ("refinement", "region")
-_FROM_PANOPTIC = ("semantic", "panoptic")
 
 
 class MixtureItem(NamedTuple):
@@ -222,16 +219,17 @@ class DatasetView:
             )
         own = _own_task(dataset_name)
         task = task or own
-        if task not in TARGET_BUILDERS:
+        if task not in TASKS:
             raise ValueError(
                 f"{spec!r} asks for the task {task!r}; known tasks are "
-                f"{', '.join(TARGET_BUILDERS)}. Write name@task, or set `task` in the dataset's "
+                f"{', '.join(TASKS)}. Write name@task, or set `task` in the dataset's "
                 "metadata."
             )
-        if task != own and task not in _FROM_ANY_MASKS and not {task, own} <= set(_FROM_PANOPTIC):
+        if task != own and own not in TASKS[task].made_from:
+            possible = [name for name, other in TASKS.items() if own in other.made_from]
             raise ValueError(
                 f"{spec!r}: samples of the task {task!r} cannot be made from a dataset of the "
-                f"task {own!r}; from any dataset come {' and '.join(_FROM_ANY_MASKS)}."
+                f"task {own!r}; from it come {', '.join(possible)}."
             )
         return cls(spec, dataset_name, task)
 

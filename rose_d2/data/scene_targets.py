@@ -12,6 +12,7 @@ from rose_d2.data.annotations import AnnotatedRegions, decode_dense, decode_obje
 from rose_d2.data.region_targets import RefinementTargetBuilder, RegionTargetBuilder
 from rose_d2.data.targets import TargetBuilder, Targets, names_of
 from rose_d2.prompts.instructions import build_instruction
+from rose_d2.prompts.tasks import TASKS, get_task
 
 # Values of TEST.CANDIDATES.
 CANDIDATE_MODES = ("", "prompt", "decode", "both")
@@ -23,9 +24,6 @@ class SceneTargetBuilder(TargetBuilder):
     A task says how its annotations are decoded, which regions its instruction asks for and what
     the classes are called.
     """
-
-    # Whether the instruction may list class candidates.
-    takes_candidates = True
 
     @configurable
     def __init__(
@@ -44,7 +42,7 @@ class SceneTargetBuilder(TargetBuilder):
             max_distractors: most names in such a list that are not in the image.
         """
         super().__init__(size=size, max_counted_names=max_counted_names)
-        self.candidate_prob = candidate_prob if self.takes_candidates else 0.0
+        self.candidate_prob = candidate_prob if TASKS[self.task].takes_candidates else 0.0
         self.max_distractors = max_distractors
 
     @classmethod
@@ -61,7 +59,7 @@ class SceneTargetBuilder(TargetBuilder):
 
     def class_names(self, metadata: Metadata) -> list[str]:
         """Names by contiguous class."""
-        raise NotImplementedError
+        return getattr(metadata, TASKS[self.task].classes_key)
 
     def asked_for(self, record: dict[str, Any], regions: AnnotatedRegions) -> np.ndarray:
         """Which regions the instruction asks for, bool (R,)."""
@@ -106,9 +104,6 @@ class SemanticTargetBuilder(SceneTargetBuilder):
     def decode(self, record: dict[str, Any], metadata: Metadata) -> AnnotatedRegions:
         return decode_dense(record, metadata, self.size)
 
-    def class_names(self, metadata: Metadata) -> list[str]:
-        return metadata.stuff_classes
-
 
 class PanopticTargetBuilder(SceneTargetBuilder):
     """Everything in the image, from a COCO panoptic annotation."""
@@ -117,10 +112,6 @@ class PanopticTargetBuilder(SceneTargetBuilder):
 
     def decode(self, record: dict[str, Any], metadata: Metadata) -> AnnotatedRegions:
         return decode_segments(record, self.size)
-
-    def class_names(self, metadata: Metadata) -> list[str]:
-        # Panoptic metadata lists things and stuff here, so that the index is the class.
-        return metadata.stuff_classes
 
 
 class InstanceTargetBuilder(SceneTargetBuilder):
@@ -131,9 +122,6 @@ class InstanceTargetBuilder(SceneTargetBuilder):
     def decode(self, record: dict[str, Any], metadata: Metadata) -> AnnotatedRegions:
         return decode_objects(record, self.size)
 
-    def class_names(self, metadata: Metadata) -> list[str]:
-        return metadata.thing_classes
-
     def asked_for(self, record: dict[str, Any], regions: AnnotatedRegions) -> np.ndarray:
         return ~regions.is_stuff
 
@@ -142,13 +130,13 @@ class ReferringTargetBuilder(SceneTargetBuilder):
     """The objects an expression describes; every other one is negative."""
 
     task = "referring"
-    takes_candidates = False
 
     def decode(self, record: dict[str, Any], metadata: Metadata) -> AnnotatedRegions:
         return decode_objects(record, self.size)
 
     def class_names(self, metadata: Metadata) -> list[str]:
-        return getattr(metadata, "thing_classes", [])
+        # RefCLEF has none.
+        return metadata.get("thing_classes", None) or []
 
     def asked_for(self, record: dict[str, Any], regions: AnnotatedRegions) -> np.ndarray:
         asked = np.zeros(len(regions), dtype=bool)
@@ -156,14 +144,16 @@ class ReferringTargetBuilder(SceneTargetBuilder):
         return asked
 
 
-_SCENES = (SemanticTargetBuilder, InstanceTargetBuilder, PanopticTargetBuilder)
-
-
-_SELECTED = (ReferringTargetBuilder, RegionTargetBuilder, RefinementTargetBuilder)
-
-
 TARGET_BUILDERS: dict[str, type[TargetBuilder]] = {
-    builder.task: builder for builder in (*_SCENES, *_SELECTED)
+    builder.task: builder
+    for builder in (
+        SemanticTargetBuilder,
+        InstanceTargetBuilder,
+        PanopticTargetBuilder,
+        ReferringTargetBuilder,
+        RegionTargetBuilder,
+        RefinementTargetBuilder,
+    )
 }
 
 
@@ -196,7 +186,7 @@ def dataset_candidates(metadata: Metadata, task: str) -> list[str]:
     Raises:
         ValueError: the dataset has no classes.
     """
-    key = "thing_classes" if task == "instance" else "stuff_classes"
+    key = get_task(task).classes_key
     names = [name.split(",")[0].strip() for name in metadata.get(key, None) or ()]
     if not names:
         raise ValueError(

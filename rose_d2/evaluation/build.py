@@ -13,12 +13,13 @@ from rose_d2.evaluation.names import CategoryNameEvaluator
 from rose_d2.evaluation.panoptic import RosePanopticEvaluator
 from rose_d2.evaluation.referring import RefCOCOEvaluator
 from rose_d2.evaluation.semantic import RoseSemSegEvaluator
+from rose_d2.prompts.tasks import TASKS
 from rose_d2.structures.patches import PatchGrid
 from rose_d2.vocabulary.text_embeddings import TextEmbeddingBank
 from rose_d2.vocabulary.vocabulary import CategoryVocabulary, build_vocabulary
 from rose_d2.vocabulary.wordnet import class_similarity_matrix
 
-EVALUATOR_TYPES = ("coco", "sem_seg", "coco_panoptic_seg", "refcoco")
+EVALUATOR_TYPES = tuple(task.evaluator_type for task in TASKS.values() if task.evaluator_type)
 
 
 def check_evaluator_type(dataset_name: str) -> str:

@@ -11,7 +11,8 @@ from detectron2.structures import Instances
 from rose_d2.data.image_io import model_views
 from rose_d2.modeling.patch_analyzer import STUFF_ROLE
 from rose_d2.prompts.conversation import Conversation
-from rose_d2.prompts.instructions import CANDIDATE_TASKS, build_instruction
+from rose_d2.prompts.instructions import build_instruction
+from rose_d2.prompts.tasks import CANDIDATE_TASKS, get_task
 from rose_d2.structures.segments import Segment
 
 DEFAULT_TASK = "panoptic"
@@ -58,9 +59,9 @@ def segments_from_output(
 
     Args:
         output: one item of the model's list of outputs.
-        task: the task it was asked for: semantic, instance, panoptic or referring.
-        min_score: segments with a lower objectness are left out. Referring ignores it: its
-            answer is the best mask, however sure the model is.
+        task: the task it was asked for.
+        min_score: segments with a lower objectness are left out. A task with one answer ignores
+            it: that is the best mask, however sure the model is.
 
     Returns:
         Segments with at least one pixel.
@@ -68,17 +69,14 @@ def segments_from_output(
     Raises:
         ValueError: if the task is unknown.
     """
-    if task == "panoptic":
+    kind = get_task(task)
+    if kind.output == "panoptic_seg":
         segments = _panoptic_segments(output)
-    elif task in ("semantic", "instance", "referring"):
-        segments = _instance_segments(output["instances"])
     else:
-        raise ValueError(
-            f"Got task {task!r}; segments exist for semantic, instance, panoptic and referring."
-        )
-    if task != "referring":
+        segments = _instance_segments(output["instances"])
+    if not kind.has_one_answer:
         segments = [segment for segment in segments if segment.score >= min_score]
-    return merge_by_name(segments) if task == "semantic" else segments
+    return merge_by_name(segments) if kind.output == "sem_seg" else segments
 
 
 def merge_by_name(segments: list[Segment]) -> list[Segment]:

@@ -170,7 +170,7 @@ class RoseSession:
         # What was asked for with an expression may lie elsewhere.
         within = box if request.expression is None else None
         output = self._model.ask_about_region("refinement", words, within, prior)
-        found = segments_from_output(output, "referring")
+        found = segments_from_output(output, "refinement")
         if request.situation == "mask" and old.category_name:
             names = {"category_name": old.category_name, "name_score": old.name_score}
             found = [dataclasses.replace(new, **names, is_thing=old.is_thing) for new in found]
@@ -193,7 +193,7 @@ class RoseSession:
         output = self._model.ask_about_region("refinement", words, request.box)
         turn = Turn("user", text or words, sent=words)
         return self._state.answer(
-            turn, segments_from_output(output, "referring"), output.get("text")
+            turn, segments_from_output(output, "refinement"), output.get("text")
         )
 
     def name(self, region: SessionSegment | np.ndarray | Sequence[float]) -> Answer:
@@ -216,7 +216,7 @@ class RoseSession:
             box = normalised_box(prior.numpy(), prior.shape[0])
         words = build_region_instruction(box if mask is None else None)
         output = self._model.ask_about_region("region", words, box, prior)
-        found = segments_from_output(output, "referring")
+        found = segments_from_output(output, "region")
         if mask is not None:
             found = [dataclasses.replace(new, mask=mask) for new in found]
         spoken_of, replaced = ((), ()) if old is None else ((old.id,), (old,))

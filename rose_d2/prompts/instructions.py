@@ -1,7 +1,5 @@
-"""What the user says, per task, and the two sentences that decode a category embedding.
-
-The first wording of every task is the paper's own (section 6.3, where it gives one); it is
-the one used at test time. The others are ours and are drawn at random during training.
+"""What the user says and the model answers: instructions of every task, counting sentences, the
+two sentences that decode a category embedding, and second turns about a region.
 """
 
 from __future__ import annotations
@@ -13,51 +11,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from rose_d2.prompts.conversation import CATEGORY_TOKEN
+from rose_d2.prompts.tasks import CANDIDATE_TASKS, TASKS, get_task
 from rose_d2.structures.segments import BOX_SCALE, NormalisedBox, RefinementRequest, check_box
 
-INSTRUCTIONS: dict[str, tuple[str, ...]] = {
-    "semantic": (
-        (
-            "Can you segment this image? Please respond with category names and corresponding "
-            "segment masks."
-        ),
-        "Please segment everything in this image and name each category.",
-        "Divide this image into regions and tell me the category of each one.",
-        "Could you label every part of this image with a mask and a category name?",
-        "Please give the masks and category names of all objects and background areas.",
-    ),
-    "instance": (
-        "Please segment all the foreground instances in this image.",
-        "Can you segment the foreground instance?",
-        "Please output a mask and a name for every foreground object.",
-        "Segment each countable object in this image, without the background.",
-        "Could you find all foreground instances and give their masks?",
-    ),
-    "panoptic": (
-        (
-            "Can you do panoptic segmentation of this image? Please respond with category names "
-            "and corresponding segment masks."
-        ),
-        "Please segment every instance and every background area of this image.",
-        "Give a panoptic segmentation of this image with the name of each segment.",
-        "Could you separate all the objects and the background areas, each with its name?",
-        "Please output masks and names for each object and each background region.",
-    ),
-    "referring": (
-        "What is {description} in this image? Please output the segmentation mask.",
-        "Can you segment {description} in this image?",
-        "Please segment {description} in this image.",
-        "Where is {description} in this image? Please respond with the segmentation mask.",
-        "Please output the mask of {description}.",
-    ),
-}
 CANDIDATE_CLAUSES: tuple[str, ...] = (
     "Please choose the category names from: {candidates}.",
     "Only use these category names: {candidates}.",
     "The possible categories are: {candidates}.",
     "Answer with categories of this list: {candidates}.",
 )
-CANDIDATE_TASKS = ("semantic", "instance", "panoptic")
 # Section 3.3. The category embedding is spliced in at CATEGORY_TOKEN; the name and a period follow
 # the opening of the answer.
 CATEGORY_DECODING_USER = (
@@ -174,13 +136,15 @@ def build_instruction(
     Raises:
         ValueError: unknown task, or a description or candidates the task cannot use or lacks.
     """
-    if task not in INSTRUCTIONS:
+    kind = get_task(task)
+    if not kind.wordings:
+        whole = ", ".join(name for name, other in TASKS.items() if other.wordings)
         raise ValueError(
-            f"Unknown task {task!r}; known tasks are {sorted(INSTRUCTIONS)}. "
-            "Add its wordings to INSTRUCTIONS to introduce a new one."
+            f"The words of the task {task!r} depend on a region; tasks about a whole image are "
+            f"{whole}."
         )
-    wording = _pick(INSTRUCTIONS[task], rng)
-    if task == "referring":
+    wording = _pick(kind.wordings, rng)
+    if kind.takes_expression:
         wording = wording.format(description=_checked_description(description))
     elif description is not None:
         raise ValueError(
@@ -202,7 +166,7 @@ def _checked_description(description: str | None) -> str:
 
 
 def _candidate_clause(task: str, candidates: list[str], rng: RandomSource | None) -> str:
-    if task not in CANDIDATE_TASKS:
+    if not TASKS[task].takes_candidates:
         raise ValueError(
             f"Task {task!r} takes no class candidates; only {list(CANDIDATE_TASKS)} do. "
             "Leave candidates out."

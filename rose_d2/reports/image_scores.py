@@ -36,13 +36,9 @@ from rose_d2.evaluation.ground_truth import (
 )
 from rose_d2.evaluation.predictions import PredictionStore, sample_key
 from rose_d2.layers.masks import mask_areas, pairwise_intersection
+from rose_d2.prompts.tasks import TASKS
 
-TASKS_BY_EVALUATOR = {
-    "coco": "instance",
-    "sem_seg": "semantic",
-    "coco_panoptic_seg": "panoptic",
-    "refcoco": "referring",
-}
+TASKS_BY_EVALUATOR = {t.evaluator_type: t.name for t in TASKS.values() if t.evaluator_type}
 
 
 @dataclass(frozen=True)
@@ -83,8 +79,8 @@ def predicted_segments(
     Raises:
         ValueError: the output is one of another task.
     """
-    key = {"semantic": "sem_seg_labels", "instance": "instances", "panoptic": "panoptic_seg"}
-    needed = key.get(task, "ref_seg")
+    # Saved predictions have the labels of "sem_seg" and not its scores.
+    needed = TASKS[task].output if task != "semantic" else "sem_seg_labels"
     if needed not in output:
         raise ValueError(
             f"The predictions have no {needed!r}, only {', '.join(output)}; they were made for "
@@ -487,7 +483,7 @@ class SavedPredictions:
 
     def _load_samples(self) -> dict[str, dict[str, Any]]:
         dicts = DatasetCatalog.get(self.dataset)
-        if self.task == "referring":
+        if TASKS[self.task].takes_expression:
             stored = self.store.keys()
             per_ref = any(key.endswith(f"-{ALL_SENTENCES}") for key in stored)
             dicts = referring_samples(dicts, "per_ref" if per_ref else "per_sentence")

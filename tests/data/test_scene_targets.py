@@ -1,15 +1,18 @@
 import numpy as np
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.data import Metadata, MetadataCatalog
 
 import rose_d2  # noqa: F401  (registers the datasets)
+from rose_d2.config.defaults import add_rose_config
 from rose_d2.data.scene_targets import (
     TARGET_BUILDERS,
     check_candidate_mode,
     dataset_candidates,
     draw_candidates,
 )
+from rose_d2.prompts.tasks import TASKS
 from rose_d2.vocabulary.vocabulary import CategoryVocabulary
 
 THINGS = ["dog", "cat", "red car"]
@@ -29,11 +32,13 @@ def _build(scene, task, seed=0, *, flip=False, record=None, **options):
     return builder.build(record, _metadata(task), np.random.default_rng(seed), flip=flip)
 
 
-def test_every_task_has_its_builder():
+def test_every_task_of_the_table_has_a_builder_and_a_weight():
+    cfg = get_cfg()
+    add_rose_config(cfg)
     assert {task: builder.task for task, builder in TARGET_BUILDERS.items()} == {
-        task: task
-        for task in ("semantic", "instance", "panoptic", "referring", "region", "refinement")
+        task: task for task in TASKS
     }
+    assert {task.lower() for task in cfg.DATASETS.TASK_WEIGHTS} == set(TASKS)
 
 
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic", "referring"])

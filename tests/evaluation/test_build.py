@@ -58,7 +58,7 @@ def test_levels_and_open_metrics_follow_the_config(
         asked.append((len(names), measure, wordnet))
         return np.eye(len(names))
 
-    monkeypatch.setattr("rose_d2.vocabulary.wordnet.class_similarity_matrix", similarity)
+    monkeypatch.setattr("rose_d2.evaluation.build.class_similarity_matrix", similarity)
     cfg.TEST.OPEN_METRICS, cfg.TEST.VOCABULARY.WORDNET = "wup", ""
     evaluator = build_evaluator(cfg, scenes.names[kind])
     evaluator.reset()
@@ -125,6 +125,6 @@ def test_referring_uses_the_grid_and_window_of_the_config(cfg, scenes):
 
 def test_an_unknown_evaluator_type_is_named(cfg):
     MetadataCatalog.get("hand_made_boxes").set(evaluator_type="lvis")
-    with pytest.raises(ValueError, match="'lvis'; known are coco"):
+    with pytest.raises(ValueError, match="'lvis'; known are sem_seg, coco"):
         build_evaluator(cfg, "hand_made_boxes")
     MetadataCatalog.remove("hand_made_boxes")

@@ -217,7 +217,7 @@ def test_ids_are_never_used_twice(session):
 
 def test_where_the_model_draws_nothing_the_segment_stays(session, monkeypatch):
     (old,) = session.add(dog())
-    monkeypatch.setattr("rose_d2.predictor.questions.segments_from_output", lambda *args: [])
+    monkeypatch.setattr("rose_d2.predictor.session.segments_from_output", lambda *args: [])
     assert session.refine(old).segments == session.segments == (old,)
     assert "stays as it is" in session.dialogue[-1].text
     assert len(session.refer("the cat")) == 0

@@ -10,7 +10,6 @@ from rose_d2.prompts.instructions import (
     CANDIDATE_CLAUSES,
     CATEGORY_DECODING_ASSISTANT,
     CATEGORY_DECODING_USER,
-    INSTRUCTIONS,
     NOTHING_FOUND,
     REFINEMENT_INSTRUCTIONS,
     REGION_INSTRUCTIONS,
@@ -21,6 +20,7 @@ from rose_d2.prompts.instructions import (
     counting_response,
     normalised_box,
 )
+from rose_d2.prompts.tasks import TASKS
 from rose_d2.prompts.tokenizer import build_tokenizer
 from rose_d2.structures.segments import SITUATIONS, RefinementRequest
 
@@ -56,14 +56,14 @@ def test_category_decoding_is_the_papers():
 @pytest.mark.parametrize("task", ["semantic", "instance", "panoptic"])
 def test_generator_draws_every_wording(task, rng):
     drawn = {build_instruction(task, rng=rng) for _ in range(200)}
-    assert drawn == set(INSTRUCTIONS[task])
+    assert drawn == set(TASKS[task].wordings)
     assert len(drawn) >= 4
 
 
 def test_every_referring_wording_holds_the_description_once():
     rng = np.random.default_rng(0)
     drawn = {build_instruction("referring", description=" a dog ", rng=rng) for _ in range(200)}
-    assert len(drawn) == len(INSTRUCTIONS["referring"])
+    assert len(drawn) == len(TASKS["referring"].wordings)
     assert all(text.count("a dog") == 1 and "  " not in text for text in drawn)
 
 
@@ -82,14 +82,15 @@ def test_candidates_follow_the_instruction_in_their_order():
 def test_candidate_clauses_vary_with_the_generator():
     rng = np.random.default_rng(0)
     drawn = {build_instruction("semantic", candidates=["cat", "dog"], rng=rng) for _ in range(400)}
-    assert len(drawn) == len(INSTRUCTIONS["semantic"]) * len(CANDIDATE_CLAUSES)
+    assert len(drawn) == len(TASKS["semantic"].wordings) * len(CANDIDATE_CLAUSES)
     assert all("cat, dog." in text for text in drawn)
 
 
 @pytest.mark.parametrize(
     ("task", "arguments", "message"),
     [
-        ("segmentation", {}, "known tasks are"),
+        ("segmentation", {}, "the tasks are"),
+        ("region", {}, "depend on a region"),
         ("referring", {}, "needs a non-empty description"),
         ("referring", {"description": "  "}, "needs a non-empty description"),
         ("instance", {"description": "a dog"}, "takes no description"),

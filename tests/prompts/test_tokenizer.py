@@ -8,9 +8,9 @@ from rose_d2.prompts.instructions import (
     CANDIDATE_CLAUSES,
     CATEGORY_DECODING_ASSISTANT,
     CATEGORY_DECODING_USER,
-    INSTRUCTIONS,
     NOTHING_FOUND,
 )
+from rose_d2.prompts.tasks import TASKS
 from rose_d2.prompts.tokenizer import build_tokenizer
 
 
@@ -20,7 +20,7 @@ def tokenizer():
 
 
 def test_every_instruction_word_is_one_token(tokenizer):
-    wordings = [w for task in INSTRUCTIONS.values() for w in task]
+    wordings = [w for task in TASKS.values() for w in task.wordings]
     wordings += [*CANDIDATE_CLAUSES, CATEGORY_DECODING_USER, CATEGORY_DECODING_ASSISTANT]
     slots = r"\{\w+\}|<CATEGORY>"
     for wording in [*wordings, NOTHING_FOUND]:

@@ -14,16 +14,12 @@ from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES
 
 from rose_d2.data.datasets.coco import load_coco_instances, load_coco_panoptic
 from rose_d2.data.datasets.registration import DatasetEntry, distinct_colors, register
+from rose_d2.prompts.tasks import TASKS
 from rose_d2.vocabulary.names import clean_class_names
 
 SPLIT_FOLDERS = {"train": "training", "val": "validation"}
 NUM_IMAGES = {"train": 20210, "val": 2000}
 IGNORE_LABEL = 255
-EVALUATOR_TYPES = {
-    "semantic": "sem_seg",
-    "panoptic": "coco_panoptic_seg",
-    "instance": "coco",
-}
 NAME_PARTS = {"semantic": "sem_seg", "panoptic": "panoptic", "instance": "instance"}
 
 CLASS_NAMES, CLASS_SYNONYMS = clean_class_names(ADE20K_SEM_SEG_CATEGORIES, "ade20k")
@@ -158,8 +154,7 @@ def ade20k_metadata(paths: Ade20kPaths, task: str) -> dict[str, Any]:
     synonyms = [list(CLASS_SYNONYMS[i]) for i in order]
     num_things = len(THING_IDS)
     metadata: dict[str, Any] = {
-        "evaluator_type": EVALUATOR_TYPES[task],
-        "task": task,
+        **TASKS[task].metadata,
         "stuff_classes": names,
         "stuff_colors": colors,
         "stuff_dataset_id_to_contiguous_id": {i: index for index, i in enumerate(order)},

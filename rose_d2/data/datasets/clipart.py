@@ -11,6 +11,7 @@ from detectron2.data.datasets import load_coco_json
 from rose_d2.data.datasets.coco import load_coco_panoptic
 from rose_d2.data.datasets.refer_files import expression_kind, load_refer
 from rose_d2.data.datasets.registration import DatasetEntry, distinct_colors, register
+from rose_d2.prompts.tasks import TASKS
 
 PLAIN_GLYPHS: dict[str, str] = {
     "dog": "\U0001f415",
@@ -104,12 +105,6 @@ HELD_OUT_NAMES: tuple[str, ...] = (
 SPLITS = ("train", "val", "val_unseen")
 # What prepare_clipart.py draws unless told otherwise.
 NUM_SCENES = {"train": 20_000, "val": 500, "val_unseen": 300}
-EVALUATOR_TYPES = {
-    "instance": "coco",
-    "semantic": "sem_seg",
-    "panoptic": "coco_panoptic_seg",
-    "referring": "refcoco",
-}
 NAME_PARTS = {
     "instance": "instance",
     "semantic": "sem_seg",
@@ -300,8 +295,7 @@ def clipart_metadata(root: str | Path, task: str, split: str) -> dict[str, Any]:
     paths = ClipartPaths(root, split)
     colors = distinct_colors(len(ALL_NAMES))
     metadata: dict[str, Any] = {
-        "evaluator_type": EVALUATOR_TYPES[task],
-        "task": task,
+        **TASKS[task].metadata,
         "thing_classes": list(THING_NAMES),
         "thing_colors": colors[: len(THING_NAMES)],
         "thing_dataset_id_to_contiguous_id": dict(THING_IDS),

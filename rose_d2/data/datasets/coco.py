@@ -24,6 +24,7 @@ from rose_d2.data.datasets.registration import (
     distinct_colors,
     register,
 )
+from rose_d2.prompts.tasks import TASKS
 from rose_d2.vocabulary.names import clean_class_names
 
 logger = logging.getLogger(__name__)
@@ -237,8 +238,7 @@ def _instance_entry(paths: CocoPaths) -> DatasetEntry:
         load=lambda: _load_instances(paths),
         metadata=_common_metadata(paths)
         | {
-            "task": "instance",
-            "evaluator_type": "coco",
+            **TASKS["instance"].metadata,
             "json_file": str(paths.instances_json),
             "class_synonyms": COCO_SYNONYMS[:NUM_THINGS],
         },
@@ -254,8 +254,7 @@ def _panoptic_entry(paths: CocoPaths) -> DatasetEntry:
         load=lambda: _load_panoptic(paths),
         metadata=_common_metadata(paths)
         | {
-            "task": "panoptic",
-            "evaluator_type": "coco_panoptic_seg",
+            **TASKS["panoptic"].metadata,
             "class_synonyms": list(COCO_SYNONYMS),
         },
         files=(paths.image_root, paths.panoptic_json, paths.panoptic_root),
@@ -339,8 +338,7 @@ def _load(paths: CocoStuffPaths) -> list[dict[str, Any]]:
 
 def _metadata(paths: CocoStuffPaths) -> dict[str, Any]:
     return {
-        "task": "semantic",
-        "evaluator_type": "sem_seg",
+        **TASKS["semantic"].metadata,
         "thing_classes": COCO_STUFF_CLASSES[:NUM_THINGS],
         "thing_colors": COCO_STUFF_COLORS[:NUM_THINGS],
         "thing_dataset_id_to_contiguous_id": dict(COCO_THING_IDS),

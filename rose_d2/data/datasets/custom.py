@@ -19,6 +19,7 @@ from rose_d2.data.datasets.registration import (
     register,
 )
 from rose_d2.data.mixture import train_only_on
+from rose_d2.prompts.tasks import TASKS
 
 IGNORE_LABEL = 255
 STUFF_MARK = "stuff"
@@ -69,8 +70,7 @@ def register_custom_coco(name: str, image_root: str | Path, json_file: str | Pat
     classes = _class_names(categories, json_file)
     ids = {category["id"]: index for index, category in enumerate(categories)}
     metadata = {
-        "task": "instance",
-        "evaluator_type": "coco",
+        **TASKS["instance"].metadata,
         "json_file": str(json_file),
         "image_root": str(image_root),
         "thing_classes": classes,
@@ -111,8 +111,7 @@ def register_custom_labels(
     marked = _read_classes(classes_file)
     classes = [name for name, _ in marked]
     metadata = {
-        "task": "semantic",
-        "evaluator_type": "sem_seg",
+        **TASKS["semantic"].metadata,
         "image_root": str(image_root),
         "sem_seg_root": str(label_root),
         "ignore_label": IGNORE_LABEL,

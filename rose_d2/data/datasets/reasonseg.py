@@ -17,6 +17,7 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from rose_d2.data.datasets.registration import BrokenAnnotations, DatasetEntry, register
+from rose_d2.prompts.tasks import TASKS
 
 FOLDER = "ReasonSeg"
 NUM_IMAGES = {"train": 239, "val": 200, "test": 779}
@@ -115,8 +116,7 @@ def _entry(parent: Path, split: str, num_images: int) -> DatasetEntry:
         name=f"reasonseg_{split}",
         load=lambda: load_reasonseg(folder, all_texts=split == "train"),
         metadata={
-            "task": "referring",
-            "evaluator_type": "refcoco",
+            **TASKS["referring"].metadata,
             "image_source": "reasonseg",
             "split": split,
         },

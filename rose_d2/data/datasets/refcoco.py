@@ -17,6 +17,7 @@ from rose_d2.data.datasets.coco import (
 )
 from rose_d2.data.datasets.refer_files import load_refer_splits, references_file
 from rose_d2.data.datasets.registration import DatasetEntry, register
+from rose_d2.prompts.tasks import TASKS
 
 SAIAPR_SOURCE = "saiapr"
 
@@ -195,8 +196,7 @@ def load_splits(
 
 def _metadata(root: Path, dataset: str, split_by: str, split: str) -> dict[str, Any]:
     metadata: dict[str, Any] = {
-        "task": "referring",
-        "evaluator_type": "refcoco",
+        **TASKS["referring"].metadata,
         "image_source": SAIAPR_SOURCE if dataset == "refclef" else IMAGE_SOURCE,
         "refs_file": str(references_file(root / dataset, split_by)),
         "split_by": split_by,

@@ -425,7 +425,7 @@ def write_pickle(tmp_path):
         path.write_bytes(content)
         return path
 
-    return write_pickle
+    return write
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
