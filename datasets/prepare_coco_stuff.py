@@ -28,7 +28,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from rose_d2.data.annotations import segmentation_to_rle
+from rose_d2.structures.mask_codec import decode_mask
+from rose_d2.structures.mask_codec import segmentation_to_rle
 from rose_d2.data.datasets.coco import COCO_NUM_IMAGES, COCO_THING_IDS, load_coco_instances
 from rose_d2.data.datasets.coco import CLASS_OF_LABEL, COCO_STUFF_CLASSES, CocoStuffPaths, contiguous_labels
 from rose_d2.prepare.preparation import PanopticImage, write_coco_panoptic
@@ -70,7 +71,7 @@ def join_segments(
         segment_id = add_segment(annotation["category_id"], annotation["iscrowd"])
         layers.append((not annotation["iscrowd"], -int(coco_mask.area(rle)), segment_id, rle))
     for _, _, segment_id, rle in sorted(layers, key=lambda layer: layer[:3]):
-        segment_ids[coco_mask.decode(rle).astype(bool)] = segment_id
+        segment_ids[decode_mask(rle, height, width)] = segment_id
     return segment_ids, segments
 
 

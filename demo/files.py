@@ -69,10 +69,12 @@ def file_name_of(path: Path) -> str:
 
 def panoptic_ids(segments: Sequence[Segment], size: tuple[int, int]) -> np.ndarray:
     """Colours (H, W, 3) of a COCO panoptic PNG: id = R + 256 G + 65536 B, 0 where nothing is."""
+    from rose_d2.structures.mask_codec import ids_to_colours
+
     ids = np.zeros(size, dtype=np.int64)
     for number, segment in enumerate(segments, start=1):
         ids[segment.mask] = number
-    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
+    return ids_to_colours(ids)
 
 
 def save_image(picture: np.ndarray, path: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pycocotools.mask as mask_util
 from files import file_name_of, save_image
 from folder_run import FolderRun
 from PIL import Image, UnidentifiedImageError
@@ -18,6 +17,7 @@ from rose_d2.config.read import read_released_config
 from rose_d2.files import whole_file
 from rose_d2.predictor.predictor import find_weights
 from rose_d2.predictor.session_instructions import check_text
+from rose_d2.structures.mask_codec import colours_to_ids, decode_mask
 from rose_d2.structures.segments import Segment
 from rose_d2.visualization.sheets import contact_sheet
 from rose_d2.visualization.visualizer import RoseVisualizer
@@ -168,17 +168,7 @@ def read_masks(path: Path) -> CocoMasks | LabelMasks:
 def _decoded(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     """Return the mask (H, W) of an RLE, compressed or not, or of polygons."""
     try:
-        if isinstance(segmentation, dict):
-            if tuple(segmentation["size"]) != size:
-                raise ValueError(
-                    f"a mask is {segmentation['size']} (height, width), the image {list(size)}"
-                )
-            rle = segmentation
-            if isinstance(rle["counts"], list):
-                rle = mask_util.frPyObjects(rle, *size)
-        else:
-            rle = mask_util.merge(mask_util.frPyObjects(segmentation, *size))
-        return np.asarray(mask_util.decode(rle)).astype(bool)
+        return decode_mask(segmentation, *size)
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"a mask to refine does not fit ({error}).") from error
 
@@ -187,7 +177,7 @@ def _labels(png: Image.Image) -> np.ndarray:
     """Return ids (H, W), 0 where nothing is."""
     values = np.asarray(png).astype(np.int64)
     if values.ndim == 3:
-        return values[..., :3] @ np.array([1, 256, 65536])
+        return colours_to_ids(values)
     if png.mode in ("L", "P") and not set(np.unique(values).tolist()) <= {0, _VOID}:
         values[values == _VOID] = 0
     return values

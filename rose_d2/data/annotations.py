@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from detectron2.data import Metadata
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from rose_d2.data.image_io import ImageReadError
+from rose_d2.structures.mask_codec import colours_to_ids, decode_mask
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,7 @@ def decode_annotations(
     masks = np.zeros((len(annotations), size, size), dtype=bool)
     ignore = np.zeros((size, size), dtype=bool)
     for index, annotation in enumerate(annotations):
-        rle = segmentation_to_rle(annotation.get("segmentation"), height, width)
-        if rle is None:
-            continue
-        view = square_view(coco_mask.decode(rle), size).astype(bool)
+        view = square_view(decode_mask(annotation.get("segmentation"), height, width), size)
         if annotation.get("iscrowd", 0):
             ignore |= view
         else:
@@ -111,7 +108,7 @@ def decode_panoptic(
         ValueError: the PNG's size is not the image's.
     """
     colours = _read_label_view(path, height, width, size)
-    ids = colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]  # (I, I)
+    ids = colours_to_ids(colours)  # (I, I)
     things = [s for s in segments_info if s["isthing"] and not s.get("iscrowd", 0)]
     stuff: dict[int, list[int]] = {}
     for segment in segments_info:
@@ -173,41 +170,6 @@ def square_view(values: np.ndarray, size: int) -> np.ndarray:
     if values.flags.f_contiguous:  # masks of pycocotools: whole columns lie together
         return values[:, columns][rows]
     return values[rows][:, columns]
-
-
-def segmentation_to_rle(segmentation: object, height: int, width: int) -> dict | None:
-    """Bring any COCO-style segmentation into pycocotools' compressed form.
-
-    Args:
-        segmentation: polygons, an RLE dict (compressed or not), or a list of RLE dicts.
-        height: of the image in pixels.
-        width: of the image in pixels.
-
-    Returns:
-        One RLE dict with bytes, or None where nothing was drawn.
-    """
-    if isinstance(segmentation, dict):
-        return _compress(segmentation, height, width)
-    parts = [part for part in segmentation or [] if isinstance(part, dict)]
-    if parts:
-        return coco_mask.merge([_compress(part, height, width) for part in parts])
-    polygons = [polygon for polygon in segmentation or [] if len(polygon) >= 6]
-    if not polygons:
-        return None
-    return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-
-
-def _compress(rle: dict, height: int, width: int) -> dict:
-    if list(rle["size"]) != [height, width]:
-        raise ValueError(
-            f"A mask has size (height, width) {tuple(rle['size'])} but its image {(height, width)};"
-            " the annotation file belongs to other images."
-        )
-    if isinstance(rle["counts"], list):
-        return coco_mask.frPyObjects(rle, height, width)
-    if isinstance(rle["counts"], str):
-        return {"size": rle["size"], "counts": rle["counts"].encode("ascii")}
-    return rle
 
 
 def _read_label_view(path: str, height: int, width: int, size: int) -> np.ndarray:

@@ -10,12 +10,12 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from PIL import Image
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
-from rose_d2.data.annotations import segmentation_to_rle, square_view
+from rose_d2.data.annotations import square_view
 from rose_d2.data.datasets.refer_files import ALL_SENTENCES
 from rose_d2.layers.masks import mask_centre
+from rose_d2.structures.mask_codec import colours_to_ids, decode_mask
 from rose_d2.structures.patches import PatchGrid
 
 
@@ -56,10 +56,8 @@ def load_objects(dataset_dict: dict) -> GroundTruthObjects | None:
 
 def decode_segmentation(annotation: dict, height: int, width: int) -> Tensor:
     """Mask of one COCO-style annotation (polygons or any RLE), bool (H, W)."""
-    rle = segmentation_to_rle(annotation.get("segmentation"), height, width)
-    if rle is None:
-        return torch.zeros(height, width, dtype=torch.bool)
-    return torch.from_numpy(np.ascontiguousarray(coco_mask.decode(rle))).bool()
+    mask = decode_mask(annotation.get("segmentation"), height, width)
+    return torch.from_numpy(np.ascontiguousarray(mask))
 
 
 def _load_annotations(dataset_dict: dict) -> GroundTruthObjects:
@@ -74,8 +72,7 @@ def _load_annotations(dataset_dict: dict) -> GroundTruthObjects:
 def _load_segments(dataset_dict: dict) -> GroundTruthObjects:
     with PathManager.open(dataset_dict["pan_seg_file_name"], "rb") as file:
         colours = np.asarray(Image.open(file))
-    red, green, blue = np.moveaxis(colours[..., :3].astype(np.int32), 2, 0)  # (H, W) each
-    ids = torch.from_numpy(red + 256 * green + 65536 * blue)
+    ids = torch.from_numpy(colours_to_ids(colours))  # (H, W)
     groups: dict[tuple, list[int]] = {}
     for segment in dataset_dict["segments_info"]:
         if segment.get("iscrowd", 0):

@@ -24,6 +24,7 @@ from PIL import Image
 from tabulate import tabulate
 
 from rose_d2.evaluation.semantic import check_similarity
+from rose_d2.structures.mask_codec import colours_to_ids
 
 if TYPE_CHECKING:
     from panopticapi.evaluation import PQStat
@@ -380,8 +381,7 @@ def _count_image(
 def _read_ids(folder: str, entry: dict[str, Any]) -> np.ndarray:
     """Segment ids of a panoptic PNG, int64 (H, W)."""
     with Image.open(os.path.join(folder, entry["file_name"])) as image:
-        colours = np.asarray(image, dtype=np.int64)
-    return colours[..., 0] + 256 * colours[..., 1] + 65536 * colours[..., 2]
+        return colours_to_ids(np.asarray(image, dtype=np.int64))
 
 
 def _count_values(array: np.ndarray) -> dict[int, int]:

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from rose_d2.files import write_text
 from rose_d2.structures.category_names import CategoryNames
-from rose_d2.structures.mask_codec import encode_masks
+from rose_d2.structures.mask_codec import decode_mask, encode_masks
 
 __all__ = ["PredictionStore", "decode_output", "encode_output", "sample_key"]
 DESCRIPTION_NAME = "predictions.json"
@@ -412,5 +411,5 @@ def _decode_tensor(value: Mapping[str, Any]) -> Tensor:
 
 def _decode_mask(counts: str, shape: list[int]) -> Tensor:
     """From the counts of COCO's compressed RLE; the size stands beside them, once."""
-    decoded = coco_mask.decode({"size": shape[-2:], "counts": counts})
-    return torch.from_numpy(np.ascontiguousarray(decoded)).bool()
+    mask = decode_mask({"size": shape[-2:], "counts": counts}, *shape[-2:])
+    return torch.from_numpy(np.ascontiguousarray(mask))

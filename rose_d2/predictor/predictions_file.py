@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pycocotools.mask as mask_util
 
 from rose_d2.files import write_text
+from rose_d2.structures.mask_codec import encode_mask
 from rose_d2.structures.segments import Segment
 
 # Rewriting the file may take up at most about this part of the time.
@@ -140,7 +140,7 @@ class PredictionsFile:
         self._save_seconds = self._saved_at - started
 
     def _annotation(self, image_id: int, number: int, segment: Segment) -> dict[str, Any]:
-        rle = mask_util.encode(np.asfortranarray(segment.mask, dtype=np.uint8))
+        rle = encode_mask(segment.mask)
         name = segment.category_name
         annotation = {
             "id": self._next_annotation_id,
@@ -148,7 +148,7 @@ class PredictionsFile:
             "segment_id": number,
             "category_id": self._category_ids.setdefault(name, len(self._category_ids) + 1),
             "category_name": name,
-            "segmentation": {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")},
+            "segmentation": rle,
             "bbox": [float(value) for value in mask_util.toBbox(rle)],
             "area": int(mask_util.area(rle)),
             "iscrowd": 0,

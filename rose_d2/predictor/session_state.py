@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.config import CfgNode
 from PIL import Image
 
 from rose_d2.config.fingerprint import config_hash
 from rose_d2.data.image_io import read_image
 from rose_d2.files import whole_file, write_text
+from rose_d2.structures.mask_codec import decode_mask, encode_mask
 from rose_d2.structures.segments import Segment
 
 logger = logging.getLogger(__name__)
@@ -336,8 +336,6 @@ def _check(state: SessionState) -> None:
 
 
 def _encoded(segment: SessionSegment) -> dict[str, Any]:
-    rle = mask_util.encode(np.asfortranarray(segment.mask, dtype=np.uint8))
-    counts = rle["counts"].decode("ascii")
     return {
         "id": segment.id,
         "replaces": segment.replaces,
@@ -346,7 +344,7 @@ def _encoded(segment: SessionSegment) -> dict[str, Any]:
         "score": float(segment.score),
         "name_score": None if segment.name_score is None else float(segment.name_score),
         "is_thing": bool(segment.is_thing),
-        "segmentation": {"size": list(rle["size"]), "counts": counts},
+        "segmentation": encode_mask(segment.mask),
     }
 
 
@@ -354,8 +352,7 @@ def _decoded(entry: dict[str, Any], key: str, size: tuple[int, int]) -> SessionS
     rle = entry["segmentation"]
     if tuple(rle["size"]) != size:
         raise ValueError(f"segment {entry['id']} has a mask of size {rle['size']}")
-    counts = rle["counts"].encode("ascii")
-    mask = mask_util.decode({"size": list(size), "counts": counts}).astype(bool)
+    mask = decode_mask(rle, *size)
     mask.flags.writeable = False
     name_score, replaces = entry["name_score"], entry["replaces"]
     expression = entry["expression"]

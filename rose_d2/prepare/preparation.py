@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from rose_d2.data.datasets.registration import strict_annotations
 from rose_d2.files import whole_file, write_text
+from rose_d2.structures.mask_codec import ids_to_colours
 
 logger = logging.getLogger(__name__)
 
@@ -278,7 +279,7 @@ def _convert_one(
         return record["image"], record["annotation"]
     converted = convert(item)
     png_file = folder / f"{name}.png"
-    colours = id_to_rgb(converted.segment_ids)
+    colours = ids_to_colours(converted.segment_ids)
     with whole_file(png_file) as partial:
         Image.fromarray(colours).save(partial)
     annotation = {
@@ -288,19 +289,6 @@ def _convert_one(
     }
     dump_json({"image": converted.image, "annotation": annotation}, record_file)
     return converted.image, annotation
-
-
-def id_to_rgb(segment_ids: np.ndarray) -> np.ndarray:
-    """Spell segment ids as colours, R + 256 G + 65536 B.
-
-    Args:
-        segment_ids: int (H, W).
-
-    Returns:
-        uint8 (H, W, 3).
-    """
-    ids = segment_ids.astype(np.int64)
-    return np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
 
 
 def _measured(converted: PanopticImage) -> list[dict[str, Any]]:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from pycocotools import mask as mask_util
 
 from rose_d2.data.datasets.clipart import CATEGORY_IDS, STUFF_NAMES, THING_NAMES
+from rose_d2.structures.mask_codec import encode_mask, ids_to_colours
 from rose_d2.synthetic.scene import Scene
 
 ANNOTATIONS_PER_IMAGE = 100
@@ -36,12 +36,6 @@ class SceneRecord:
     annotations: list[dict]
     panoptic: dict
     references: list[dict]
-
-
-def encode_mask(mask: np.ndarray) -> dict:
-    """Compressed COCO run-length code of a bool (H, W) mask, with `counts` as text for JSON."""
-    code = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
 
 
 def _xywh(box: tuple[int, int, int, int]) -> list[int]:
@@ -109,7 +103,7 @@ def panoptic_map(scene: Scene, image_id: int) -> tuple[np.ndarray, dict]:
                 "iscrowd": 0,
             }
         )
-    png = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)
+    png = ids_to_colours(ids)
     record = {
         "image_id": image_id,
         "file_name": f"{image_id:06d}.png",

@@ -18,7 +18,8 @@ from rose_d2.data.datasets.coco import (
     CocoPaths,
     CocoStuffPaths,
 )
-from rose_d2.prepare.preparation import dump_json, id_to_rgb
+from rose_d2.prepare.preparation import dump_json
+from rose_d2.structures.mask_codec import ids_to_colours
 from rose_d2.synthetic.annotate import encode_mask
 from rose_d2.synthetic.scene import Scene, compose_scene
 
@@ -132,7 +133,7 @@ def _write_pictures(
     Image.fromarray(scene.image).convert(mode).save(paths.image_root / f"{stem}.jpg", quality=92)
     Image.fromarray(draw_label_map(scene)).save(paths.stuff_thing_maps / f"{stem}.png")
     segment_ids, segments = draw_segments(scene, things)
-    Image.fromarray(id_to_rgb(segment_ids)).save(paths.panoptic_root / f"{stem}.png")
+    Image.fromarray(ids_to_colours(segment_ids)).save(paths.panoptic_root / f"{stem}.png")
     return segments
 
 

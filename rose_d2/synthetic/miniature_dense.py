@@ -11,7 +11,8 @@ from PIL import Image
 from rose_d2.data.datasets.ade20k import CLASS_NAMES, STUFF_IDS, THING_IDS, Ade20kPaths
 from rose_d2.data.datasets.clipart import STUFF_NAMES
 from rose_d2.data.datasets.mapillary_vistas import V1_2, VistasPaths
-from rose_d2.prepare.preparation import dump_json, id_to_rgb
+from rose_d2.prepare.preparation import dump_json
+from rose_d2.structures.mask_codec import ids_to_colours
 from rose_d2.synthetic.miniature_coco import miniature_scene
 from rose_d2.synthetic.scene import Scene, SceneObject
 
@@ -246,7 +247,7 @@ def _write_panoptic(scene_ids: tuple[int, ...], paths: VistasPaths) -> None:
         unlabelled = values // NUMBERS_PER_LABEL == V1_2.ignore_label
         # Real ids are other numbers; 0 is void.
         segment_ids = np.where(unlabelled, 0, values + 1)
-        Image.fromarray(id_to_rgb(segment_ids)).save(paths.panoptic_root / f"{key}.png")
+        Image.fromarray(ids_to_colours(segment_ids)).save(paths.panoptic_root / f"{key}.png")
         height, width = values.shape
         images.append({"id": key, "file_name": f"{key}.jpg", "height": height, "width": width})
         annotations.append(

@@ -7,9 +7,9 @@ from rose_d2.data.annotations import (
     decode_annotations,
     decode_label_map,
     decode_panoptic,
-    segmentation_to_rle,
 )
 from rose_d2.data.image_io import ImageReadError
+from rose_d2.structures.mask_codec import segmentation_to_rle
 
 SIZE = 20  # rows stay, columns are halved
 

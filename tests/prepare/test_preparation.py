@@ -8,7 +8,6 @@ from PIL import Image
 from rose_d2.data.datasets.registration import BrokenAnnotations
 from rose_d2.prepare.preparation import (
     PanopticImage,
-    id_to_rgb,
     preparation_parser,
     run_main,
     run_parallel,
@@ -182,7 +181,3 @@ def test_no_images_and_equal_names_are_refused(tmp_path):
     with pytest.raises(ValueError, match="same name"):
         _write(tmp_path, _Convert(), images=(5, 5))
     assert list(tmp_path.iterdir()) == []
-
-
-def test_id_to_rgb_spells_little_endian():
-    assert id_to_rgb(np.array([[1 + 2 * 256 + 3 * 65536]])).tolist() == [[[1, 2, 3]]]

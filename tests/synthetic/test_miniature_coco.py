@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from rose_d2.data.annotations import segmentation_to_rle
 from rose_d2.data.datasets.coco import (
     CLASS_OF_LABEL,
     COCO_PANOPTIC_IDS,
@@ -16,6 +15,7 @@ from rose_d2.data.datasets.coco import (
     load_coco_panoptic,
 )
 from rose_d2.data.image_io import ImageReadError, read_image
+from rose_d2.structures.mask_codec import segmentation_to_rle
 from rose_d2.synthetic.miniature_coco import (
     CMYK_IMAGE,
     CORRUPT_IMAGE,

@@ -8,12 +8,12 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from PIL import Image
 from pycocotools import mask as mask_util
 
-from rose_d2.data.annotations import segmentation_to_rle
 from rose_d2.data.datasets.clipart import ALL_NAMES
 from rose_d2.data.datasets.reasonseg import load_reasonseg
 from rose_d2.data.datasets.refcoco import REFER_SPLITS
 from rose_d2.data.datasets.refer_files import load_plain_pickle
 from rose_d2.evaluation.ground_truth import ReferringTarget
+from rose_d2.structures.mask_codec import segmentation_to_rle
 from rose_d2.synthetic.miniature_coco import miniature_scene
 from rose_d2.synthetic.miniature_refer import (
     ABSENT_NAME,

@@ -18,6 +18,7 @@ from pycocotools import mask as mask_util
 
 from rose_d2.data.datasets.registration import BrokenAnnotations, DatasetEntry, register
 from rose_d2.prompts.tasks import TASKS
+from rose_d2.structures.mask_codec import encode_mask
 
 FOLDER = "ReasonSeg"
 NUM_IMAGES = {"train": 239, "val": 200, "test": 779}
@@ -197,7 +198,7 @@ def _image_size(path: Path) -> tuple[int, int]:
 
 
 def _to_annotation(mask: np.ndarray, *, is_crowd: bool) -> dict[str, Any]:
-    code = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    code = encode_mask(mask)
     return {
         "bbox": mask_util.toBbox(code).tolist(),
         "bbox_mode": BoxMode.XYWH_ABS,

@@ -19,8 +19,8 @@ from typing import Any
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_util
 
-from rose_d2.data.annotations import segmentation_to_rle
 from rose_d2.data.datasets.registration import BrokenAnnotations
+from rose_d2.structures.mask_codec import segmentation_to_rle
 
 REFERENCE_KEYS = ("ref_id", "ann_id", "image_id", "split", "sentences")
 SENTENCE_KEYS = ("sent", "sent_id")
