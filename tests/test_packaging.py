@@ -21,5 +21,9 @@ def test_data_files_are_installed_with_the_code(tmp_path):
     command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, timeout=60)
     ours = data_files(ROOT / "rose_d2")
-    assert {"prompts/tiny_words.txt", "prompts/tiny_pairs.txt"} <= {*ours}
+    assert {
+        "prompts/tiny_words.txt",
+        "prompts/tiny_pairs.txt",
+        "reports/templates/page.html.j2",
+    } <= {*ours}
     assert data_files(tmp_path / "rose_d2") == ours

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import json
 import os
@@ -13,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from PIL import Image
 
 from rose_d2.data.image_io import read_image
@@ -30,52 +30,7 @@ from rose_d2.visualization.visualizer import RoseVisualizer
 MAX_BYTES = 15_000_000
 # What pictures may take of it, before base64 adds a third.
 _PICTURE_BYTES = 0.66 * MAX_BYTES
-SCORE_WORDS = {
-    "semantic": "The score of an image is the mean IoU over the classes annotated or predicted "
-    "in it.",
-    "instance": "The score of an image is the F1 of the instances shown (an instance is right at "
-    "an IoU of at least 0.5 with one of the same class).",
-    "panoptic": "The score of an image is its panoptic quality (PQ), the mean over the classes "
-    "annotated or predicted in it.",
-    "referring": "The score is the IoU of the answer to the sentence with the target.",
-}
-STYLE = """
-:root { color-scheme: light dark; --back: #fbfbfa; --card: #fff; --ink: #1c1c1e; --soft: #62626a;
-  --line: #dcdce0; --accent: #0b64a8; --bad: #a8321c; }
-@media (prefers-color-scheme: dark) { :root { --back: #16171a; --card: #202226; --ink: #ececf0;
-  --soft: #a5a6ae; --line: #3a3c43; --accent: #79b8ef; --bad: #ff9b85; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1500px; padding: 16px 20px 60px; background: var(--back);
-  color: var(--ink); font: 15px/1.45 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: .3em 0; } h2 { margin: 2em 0 .2em; font-size: 1.2rem; }
-p { margin: .4em 0; max-width: 75em; } a { color: var(--accent); } nav a { margin-right: 1em; }
-.soft { color: var(--soft); }
-.overview { display: grid; gap: 20px; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr));
-  align-items: start; margin: 14px 0; }
-table { border-collapse: collapse; } caption { text-align: left; color: var(--soft); }
-td, th { padding: 2px 14px 2px 0; text-align: left; font-weight: normal; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-svg { width: 100%; max-width: 640px; height: auto; } .bar { fill: var(--accent); }
-.axis { stroke: var(--soft); fill: none; } .label { fill: var(--soft); font-size: 13px; }
-.cards { display: grid; gap: 16px;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 600px), 1fr)); }
-article { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
-  padding: 12px; overflow-wrap: anywhere; }
-h3 { margin: 0 0 8px; font-size: 1rem; font-weight: normal; } h3 b { font-size: 1.15rem; }
-.pair { display: grid; grid-template-columns: 1fr 1fr; gap: 8px; cursor: zoom-in; }
-.pair input { position: absolute; opacity: 0; }
-.pair:focus-within { outline: 2px solid var(--accent); }
-article:has(input:checked) { grid-column: 1 / -1; }
-article:has(input:checked) .pair { cursor: zoom-out; }
-figure { margin: 0; } figure img { width: 100%; height: auto; display: block; }
-figcaption { color: var(--soft); font-size: .85rem; margin-top: 3px; }
-.wrong { color: var(--bad); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 12px; margin: 8px 0 0; }
-dt { color: var(--soft); } dd { margin: 0; } pre { white-space: pre-wrap; }
-""".strip()
 _BINS = 20
-_WIDTH, _HEIGHT = 640, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 20, 12, 40
 # Longest side and JPEG quality, from the finest down; the last is used whatever its size.
 _SIZES = ((640, 85), (640, 70), (520, 65), (400, 60), (300, 55))
 
@@ -109,7 +64,14 @@ def build_page(
     # An image is drawn once, although it may be among the random ones too.
     by_key = {image.key: image for image in shown}
     cards = {key: make_card(saved, image, budget) for key, image in by_key.items()}
-    page = _document(saved, scored, selection, seed, cards)
+    page = html_template("page.html.j2").render(
+        dataset=saved.dataset,
+        task=saved.task,
+        score_threshold=saved.score_threshold,
+        sections=_sections(saved.task, selection, seed, cards),
+        fingerprint=json.dumps(dict(saved.store.fingerprint), indent=1, ensure_ascii=False),
+        **_overview([image.score for image in scored], saved),
+    )
     size = len(page.encode("utf-8"))
     if size > MAX_BYTES:
         raise ValueError(
@@ -142,79 +104,54 @@ def make_card(saved: SavedPredictions, image: ScoredImage, picture_bytes: int) -
     return Card(name, image.score, *pictures, predicted.names, true.names, sentence)
 
 
-def _document(
-    saved: SavedPredictions,
-    scored: Sequence[ScoredImage],
-    selection: Selection,
-    seed: int,
-    cards: Mapping[str, Card],
-) -> str:
-    noun = "answers" if saved.task == "referring" else "images"
+def _sections(
+    task: str, selection: Selection, seed: int, cards: Mapping[str, Card]
+) -> list[dict[str, Any]]:
+    """Title, anchor, note and cards of the sections that have images."""
+    noun = "answers" if task == "referring" else "images"
     sections = [
-        (f"Best {noun}", "best", "Highest scores first.", selection.best),
-        (f"Worst {noun}", "worst", "Lowest scores first.", selection.worst),
-        (f"Random {noun}", "random", f"Drawn from all with seed {seed}.", selection.random),
+        ("best", "Highest scores first.", selection.best),
+        ("worst", "Lowest scores first.", selection.worst),
+        ("random", f"Drawn from all with seed {seed}.", selection.random),
     ]
-    title = escape(f"Predictions on {saved.dataset}")
-    links = " ".join(f'<a href="#{anchor}">{title}</a>' for title, anchor, _, _ in sections)
-    body = "".join(
-        section_html(heading, anchor, note, [cards[image.key] for image in images])
-        for heading, anchor, note, images in sections
+    return [
+        {
+            "title": f"{anchor.capitalize()} {noun}",
+            "anchor": anchor,
+            "note": note,
+            "cards": [cards[image.key] for image in images],
+        }
+        for anchor, note, images in sections
         if images
-    )
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        # Nothing of the page may load anything from elsewhere.
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; '
-        "img-src data:; style-src 'unsafe-inline'\">"
-        f"<title>{title}</title><style>{STYLE}</style></head><body>"
-        f"<h1>{title}</h1>{_introduction(saved)}<nav>{links}</nav>"
-        f"{_overview([image.score for image in scored], saved)}{body}"
-        f"{_origin(saved.store.fingerprint)}</body></html>\n"
-    )
+    ]
 
 
-def _introduction(saved: SavedPredictions) -> str:
-    words = SCORE_WORDS[saved.task]
-    if saved.task == "instance":
-        words += (
-            f" Instances below an objectness of {saved.score_threshold:g} are neither shown nor "
-            "scored."
-        )
-    hint = (
-        "These scores put images in order; they are not the benchmark's metric. Click a pair of "
-        "pictures to enlarge it."
-    )
-    return f'<p class="soft">{escape(words)} {hint}</p>'
-
-
-def _overview(scores: Sequence[ImageScore], saved: SavedPredictions) -> str:
+def _overview(scores: Sequence[ImageScore], saved: SavedPredictions) -> dict[str, Any]:
+    """What the top of the page shows, by the template's names."""
     values = [score.score for score in scores]
     deciles = statistics.quantiles(values, n=10) if len(values) > 1 else [values[0]] * 9
-    unit = "sentences" if saved.task == "referring" else "images"
+    is_referring = saved.task == "referring"
     rows = [
-        (f"{unit} scored", f"{len(values)} of {len(saved.samples)}"),
+        (
+            f"{'sentences' if is_referring else 'images'} scored",
+            f"{len(values)} of {len(saved.samples)}",
+        ),
         ("mean score", percent(statistics.fmean(values))),
         ("median", percent(statistics.median(values))),
         ("worst tenth below", percent(max(0.0, deciles[0]))),
         ("best tenth above", percent(min(1.0, deciles[-1]))),
         ("score of 0", sum(value == 0 for value in values)),
     ]
-    parts = [table_html("Scores", rows, numbers=True), score_histogram(values)]
-    if saved.task != "referring":
-        wrong = frequent_wrong_names(scores)
-        total = sum(len(score.wrong_names) for score in scores)
-        lines = [(f"{name.predicted} instead of {name.true}", count) for name, count in wrong]
-        caption = f"Most frequent wrong names, of {total} in all" if total else "No wrong names"
-        parts.append(table_html(caption, lines, numbers=True))
-    return f'<div class="overview">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
-
-
-def _origin(fingerprint: Mapping[str, Any]) -> str:
-    text = escape(json.dumps(dict(fingerprint), indent=1, ensure_ascii=False))
-    title = "What the predictions were made with"
-    return f"<details><summary>{title}</summary><pre>{text}</pre></details>"
+    wrong = [
+        (f"{name.predicted} instead of {name.true}", count)
+        for name, count in frequent_wrong_names(scores)
+    ]
+    return {
+        "scores": rows,
+        "counts": count_scores(values),
+        "wrong_names": None if is_referring else wrong,
+        "num_wrong": sum(len(score.wrong_names) for score in scores),
+    }
 
 
 class Card(NamedTuple):
@@ -239,64 +176,16 @@ class Card(NamedTuple):
     sentence: str | None = None
 
 
-def escape(text: object) -> str:
-    """Text as HTML shows it, safe in attributes too."""
-    return html.escape(str(text), quote=True)
-
-
 def percent(share: float) -> str:
     """A share in [0, 1] with one decimal."""
     return f"{100 * share:.1f} %"
 
 
-def card_html(card: Card) -> str:
-    """One <article>: score, file, the two pictures, names and what was named wrongly."""
-    facts = [("result", escape(card.score.summary))]
-    if card.sentence is not None:
-        facts.insert(0, ("sentence", escape(card.sentence)))
-    else:
-        facts.append(("names", escape(counted_names(card.predicted_names)) or "none"))
-        facts.append(("annotated", escape(counted_names(card.true_names)) or "nothing"))
-    if card.score.wrong_names:
-        wrong = ", ".join(
-            f"{escape(predicted)} instead of {escape(true)}{_times(count)}"
-            for (predicted, true), count in Counter(card.score.wrong_names).items()
-        )
-        facts.append(("wrong names", f'<span class="wrong">{wrong}</span>'))
-    rows = "".join(f"<dt>{title}</dt><dd>{text}</dd>" for title, text in facts)
-    name = escape(card.file_name)
-    return (
-        f"<article><h3><b>{percent(card.score.score)}</b> "
-        f'<span class="soft">{name}</span></h3><label class="pair">'
-        f'<input type="checkbox" aria-label="enlarge the pictures of {name}">'
-        f"{_figure(card.predicted, 'prediction', name)}{_figure(card.true, 'ground truth', name)}"
-        f"</label><dl>{rows}</dl></article>"
-    )
-
-
-def section_html(title: str, anchor: str, note: str, cards: Iterable[Card]) -> str:
-    """A heading and its cards."""
-    body = "".join(map(card_html, cards))
-    return (
-        f'<section id="{anchor}"><h2>{escape(title)}</h2><p class="soft">{escape(note)}</p>'
-        f'<div class="cards">{body}</div></section>'
-    )
-
-
-def table_html(caption: str, rows: Iterable[tuple[object, object]], *, numbers: bool) -> str:
-    """A table of two columns."""
-    kind = ' class="number"' if numbers else ""
-    body = "".join(
-        f'<tr><th scope="row">{escape(title)}</th><td{kind}>{escape(value)}</td></tr>'
-        for title, value in rows
-    )
-    return f"<table><caption>{escape(caption)}</caption>{body}</table>"
-
-
 def counted_names(names: Iterable[str]) -> str:
     """Names in order of appearance, repeated ones with their number: "dog ×2, tree"."""
     return ", ".join(
-        f"{name or '(no name)'}{_times(count)}" for name, count in Counter(names).items()
+        (name or "(no name)") + (f" ×{count}" if count > 1 else "")
+        for name, count in Counter(names).items()
     )
 
 
@@ -308,56 +197,25 @@ def frequent_wrong_names(
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:limit]
 
 
-def _figure(source: str, title: str, name: str) -> str:
-    return (
-        f'<figure><img src="{source}" alt="{title} of {name}">'
-        f"<figcaption>{title}</figcaption></figure>"
-    )
-
-
-def _times(count: int) -> str:
-    return f" ×{count}" if count > 1 else ""
-
-
-def score_histogram(scores: Sequence[float]) -> str:
-    """Draw how many images have which score.
-
-    Args:
-        scores: in [0, 1].
-
-    Returns:
-        An <svg> element with 20 bars; classes `bar`, `axis` and `label` are for the page's style.
-    """
+def count_scores(scores: Iterable[float]) -> list[int]:
+    """How many scores in [0, 1] fall into each of 20 equal parts; 1 falls into the last."""
     counts = [0] * _BINS
     for score in scores:
         counts[min(_BINS - 1, int(score * _BINS))] += 1
-    highest = max(*counts, 1)
-    plot_width, plot_height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
-    step, floor = plot_width / _BINS, _TOP + plot_height
-    parts = [
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" '
-        'aria-label="Histogram: number of images by score">'
-    ]
-    for index, count in enumerate(counts):
-        height = plot_height * count / highest
-        low, high = 100 * index // _BINS, 100 * (index + 1) // _BINS
-        parts.append(
-            f'<rect class="bar" x="{_LEFT + index * step + 1:.1f}" y="{floor - height:.1f}" '
-            f'width="{step - 2:.1f}" height="{height:.1f}">'
-            f"<title>{low} to {high} %: {count}</title></rect>"
-        )
-    parts.append(f'<path class="axis" d="M{_LEFT} {floor}H{_WIDTH - _RIGHT}"/>')
-    for percent in range(0, 101, 20):
-        x = _LEFT + plot_width * percent / 100
-        parts.append(_label(x, floor + 16, str(percent), "middle"))
-    parts.append(_label(_LEFT + plot_width / 2, _HEIGHT - 6, "score (%)", "middle"))
-    parts.append(_label(_LEFT - 6, _TOP + 8, str(highest), "end"))
-    parts.append(_label(_LEFT - 6, floor, "0", "end"))
-    return "".join(parts) + "</svg>"
+    return counts
 
 
-def _label(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text class="label" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
+def html_template(name: str) -> Template:
+    """A template of the page; it escapes what it is given."""
+    environment = Environment(
+        loader=PackageLoader("rose_d2.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "counted_names": counted_names}
+    return environment.get_template(name)
 
 
 def draw_segments(image: np.ndarray, segments: ImageSegments, sentence: str | None) -> np.ndarray:

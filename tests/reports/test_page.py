@@ -15,25 +15,25 @@ from rose_d2.reports.image_scores import (
     ImageScore,
     ImageSegments,
     SavedPredictions,
+    Selection,
     WrongName,
     choose_images,
 )
 from rose_d2.reports.page import (
     Card,
     build_page,
-    card_html,
+    count_scores,
     counted_names,
     draw_segments,
-    escape,
     frequent_wrong_names,
+    html_template,
     jpeg_data_uri,
     percent,
-    score_histogram,
-    table_html,
 )
 
 VOID = {"meta", "img", "input"}
 IMAGE = np.full((24, 40, 3), 120, dtype=np.uint8)
+PARTS = html_template("page_parts.html.j2").module
 
 
 class Reader(HTMLParser):
@@ -109,6 +109,14 @@ def test_same_predictions_give_the_same_page(page_data):
     assert make_page(page_data) == make_page(page_data)
 
 
+def test_a_section_without_images_is_not_linked(page_data):
+    saved = SavedPredictions(page_data.folder, None, 0.5)
+    scored = list(saved.score_all())
+    reader = read(build_page(saved, scored, Selection(scored[:1], [], []), 0))
+    links = [attrs["href"] for tag, attrs in reader.tags if tag == "a"]
+    assert links == ["#best"]
+
+
 def test_colours_for_light_and_dark(page_data):
     assert "prefers-color-scheme: dark" in make_page(page_data)
 
@@ -128,7 +136,7 @@ def test_too_large_a_page_is_refused(page_data, monkeypatch):
 def make_card(**entries):
     score = ImageScore(0.5, "1 of 2 found, 1 false", [WrongName("cat", "a & b")])
     card = Card("x.jpg", score, "data:p", "data:t", ["cat", "", "cat"], ["dog"])
-    return card_html(card._replace(**entries))
+    return str(PARTS.card_article(card._replace(**entries)))
 
 
 def test_names_are_counted_in_order():
@@ -139,8 +147,13 @@ def test_percent():
     assert (percent(0.12345), percent(1)) == ("12.3 %", "100.0 %")
 
 
-def test_escape_is_safe_in_attributes():
-    assert escape('<a "b">') == "&lt;a &quot;b&quot;&gt;"
+def test_a_file_name_stays_within_its_attribute():
+    tags = read(make_card(file_name="<a \"b\" onload='c'>")).tags
+    assert [attrs["alt"] for tag, attrs in tags if tag == "img"] == [
+        "prediction of <a \"b\" onload='c'>",
+        "ground truth of <a \"b\" onload='c'>",
+    ]
+    assert not any("onload" in attrs for _, attrs in tags)
 
 
 def test_card_tells_result_names_and_mistakes():
@@ -172,13 +185,15 @@ def test_frequent_wrong_names():
 
 
 def test_table_escapes_cells():
-    assert "<td>&lt;b&gt;</td>" in table_html("t", [("a", "<b>")], numbers=False)
+    text = str(PARTS.number_table("t<u>", [("<i>", "<b>")]))
+    assert [tag for tag, _ in read(text).tags] == ["table", "caption", "tr", "th", "td"]
+    assert "&lt;b&gt;</td>" in text
 
 
 def bars(scores):
     """(range of the bar, its count, its height) of bars that are not empty."""
     pattern = r'height="([\d.]+)"><title>(\d+ to \d+) %: (\d+)</title>'
-    found = re.findall(pattern, score_histogram(scores))
+    found = re.findall(pattern, str(PARTS.histogram(count_scores(scores))))
     assert len(found) == 20
     return [(span, int(count), float(height)) for height, span, count in found if int(count)]
 
