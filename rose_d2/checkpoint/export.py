@@ -11,11 +11,13 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 import torch
 import yaml
 from detectron2.config import CfgNode
+from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import save_file
 from torch import nn
 
@@ -33,59 +35,7 @@ logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WEIGHTS_NAME = "model.safetensors"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_FILES = {
-    "merged": """\
-| file | what |
-| :-- | :-- |
-| `lmm/` | LLaVA-OneVision, LoRA merged, in Hugging Face's layout: transformers reads it |
-| `sam.pth` | Segment Anything in segment-anything's layout |
-| `model.safetensors` | patch analyzer, mask decoder, patch embedding with its mask channel |
-| `config.yaml` | the config for this folder |
-
-Nothing else is needed: `MODEL.WEIGHTS` set to this folder takes language model and SAM from it
-too. To train on from here add `MODEL.LORA.ENABLED True`; the adapters start at zero.""",
-    "trainable": """\
-| file | what |
-| :-- | :-- |
-| `model.safetensors` | what was trained: adapters, heads, mask decoder, embeddings |
-| `config.yaml` | the config it was trained with |
-
-The bases named above are needed too: `MODEL.LMM.PRETRAINED` and `MODEL.MASK_HEAD.SAM_CHECKPOINT`
-of the config say where they are looked for.""",
-}
-_CARD = """\
----
-{header}---
-
-# {name}
-
-A [ROSE](https://arxiv.org/abs/2412.00153) model: it segments everything in an image and generates
-a name for each mask, answers referring expressions and repairs masks and names in conversation.
-Exported by rose_d2.
-
-## Made from
-
-{bases}
-- config hash `{config_hash}`, checkpoint SHA-256 `{checkpoint_sha256}`
-- {versions}
-
-The licences of the bases and of the training data apply to these weights as well.
-
-## Parts
-
-{parameters}
-
-## Files
-
-{files}
-
-## Use
-
-```
-python demo/demo.py --config-file {folder}/config.yaml --input photos/ --opts MODEL.WEIGHTS {folder}
-python train_net.py --config-file {folder}/config.yaml --eval-only MODEL.WEIGHTS {folder}
-```
-"""
+_CARD = resources.files("rose_d2.checkpoint") / "templates" / "model_card.md.j2"
 
 
 def export_merged(
@@ -267,24 +217,15 @@ def model_card(facts: CardFacts) -> str:
     """
     bases = {module: _public_name(base) for module, base in facts.bases.items()}
     hub = [base.partition("@")[0] for base in facts.bases.values()]
-    header = {
-        "library_name": "rose_d2",
-        "pipeline_tag": "image-segmentation",
-        "tags": ["rose", "detectron2", "open-vocabulary-segmentation"],
-        "base_model": [name for name in hub if _HUB_NAME.fullmatch(name)],
-    }
-    lines = [f"- `{module}`: `{base}`" for module, base in bases.items()]
-    return _CARD.format(
-        header=yaml.safe_dump({k: v for k, v in header.items() if v}, sort_keys=False),
-        name=facts.name,
-        bases="\n".join(lines) or "- random numbers: no pretrained base",
-        config_hash=facts.config_hash,
-        checkpoint_sha256=facts.checkpoint_sha256,
-        versions=", ".join(f"{name} {version}" for name, version in facts.versions.items()),
-        parameters=facts.parameters,
-        files=_FILES[facts.kind],
-        folder=facts.name,
+    header = ModelCardData(
+        library_name="rose_d2",
+        pipeline_tag="image-segmentation",
+        tags=["rose", "detectron2", "open-vocabulary-segmentation"],
+        base_model=[name for name in hub if _HUB_NAME.fullmatch(name)] or None,
     )
+    template = _CARD.read_text(encoding="utf-8")
+    card = ModelCard.from_template(header, template_str=template, facts=facts, bases=bases)
+    return f"{card}\n"
 
 
 def _public_name(base: str) -> str:

@@ -8,7 +8,13 @@ from safetensors import safe_open
 from scripts import load_script
 
 from rose_d2.checkpoint.checkpointer import RoseCheckpointer
-from rose_d2.checkpoint.export import export_bases, export_merged, export_trainable
+from rose_d2.checkpoint.export import (
+    CardFacts,
+    export_bases,
+    export_merged,
+    export_trainable,
+    model_card,
+)
 from rose_d2.config.read import read_config, use_exported_folder
 
 export_checkpoint = load_script("tools/export_checkpoint.py")
@@ -152,6 +158,16 @@ def test_folder_names_no_place_and_its_card_says_what_it_is(tiny_cfg, tmp_path, 
     assert header["base_model"] == ["llava-hf/some-model"]
     assert "MODEL.WEIGHTS exported" in card and "llava-hf/some-model@0123abc" in card
     assert "| lora " in card
+    assert "- `mask_head`: `sam.pth`\n- config hash `" in card
+    assert "- random numbers" not in card and "Nothing else is needed" in card
+
+
+def test_a_card_without_bases_has_none_in_its_header():
+    facts = CardFacts("mine", "trainable", {}, "ab", "cd", {"torch": "2"}, "| a | b |")
+    card = model_card(facts)
+    assert "base_model" not in yaml.safe_load(card.split("---\n")[1])
+    assert "- random numbers: no pretrained base\n- config hash `cd`" in card
+    assert "The bases named above are needed too" in card
 
 
 def test_config_takes_the_bases_beside_the_weights(tiny_cfg, tmp_path):
