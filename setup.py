@@ -59,7 +59,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["rose_d2", "rose_d2.*"]),
-    package_data={"": ["*.txt", "templates/*.j2"]},
+    package_data={"": ["*.txt", "*.yaml", "templates/*.j2"]},
     install_requires=ROSE + DETECTRON2,
     extras_require={
         # COCO metrics in C++, and WordNet for the mapping of names; evaluation runs without them.

@@ -4,7 +4,7 @@ import pytest
 from detectron2.data.datasets.builtin_meta import ADE20K_SEM_SEG_CATEGORIES, COCO_CATEGORIES
 
 from rose_d2.data.datasets.coco import STUFF_LABELS
-from rose_d2.data.datasets.mapillary_vistas import LABELS_V1_2, LABELS_V2_0
+from rose_d2.data.datasets.mapillary_vistas import V1_2, V2_0
 from rose_d2.vocabulary.names import (
     STYLES,
     clean_class_names,
@@ -260,8 +260,8 @@ def test_the_171_classes_of_coco_stuff():
     ]
 
 
-@pytest.mark.parametrize(("labels", "count"), [(LABELS_V1_2, 66), (LABELS_V2_0, 124)])
-def test_all_labels_of_mapillary_vistas(labels, count):
-    cleaned = clean_class_names([label.name for label in labels], "mapillary_vistas")
+@pytest.mark.parametrize(("version", "count"), [(V1_2, 66), (V2_0, 124)])
+def test_all_labels_of_mapillary_vistas(version, count):
+    cleaned = clean_class_names([label.name for label in version.labels], "mapillary_vistas")
     assert_presentable(cleaned, count)
     assert cleaned.names[-1] == "unlabeled"

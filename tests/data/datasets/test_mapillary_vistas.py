@@ -114,6 +114,17 @@ def test_labels_have_the_published_places():
     assert {name for name in shared if kinds[0][name] != kinds[1][name]} == {"On Rails"}
 
 
+def test_labels_are_read_with_colour_and_kind():
+    assert V1_2.labels[7] == ("Bike Lane", (128, 64, 255), "stuff")
+    assert V1_2.labels[49] == ("Traffic Sign (Back)", (192, 192, 192), "thing")
+    assert V1_2.labels[-1] == V2_0.labels[-1] == ("Unlabeled", (0, 0, 0), "void")
+    assert V2_0.labels[43] == (
+        *("Lane Marking - Arrow (Split Right or Straight)", (250, 170, 21)),
+        "thing",
+    )
+    assert V2_0.labels[79] == ("Signage - Ambiguous", (250, 172, 30), "void")
+
+
 def test_classes_of_labels():
     assert V1_2.class_of_label().tolist() == [*range(65), 255]
     table = V2_0.class_of_label()
