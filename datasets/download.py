@@ -24,11 +24,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from rose_d2.prepare.sources import Archive
-from rose_d2.prepare.download import fetch, sole_owner
-from rose_d2.prepare.sources import ARCHIVES, families, select_archives
+from rose_d2.prepare.download import fetch, format_size, sole_owner
 from rose_d2.prepare.preparation import run_main
-from rose_d2.prepare.download import format_size
+from rose_d2.prepare.sources import ARCHIVES, Archive, families, select_archives
 from rose_d2.prepare.unpacking import unpack
 
 FETCHED, PRESENT, REPLACED = "fetched", "present", "not needed"
@@ -144,7 +142,7 @@ def carry_out(step: Outcome, root: Path, keep_archive: bool) -> Outcome:
 
 def by_hand(archive: Archive, root: Path) -> str:
     """The manual step of an archive, with the paths of this root; "" if there is none."""
-    return archive.by_hand.format(root=root, downloads=root / "downloads")
+    return archive.by_hand.format(root=root, downloads=root / "downloads", file=archive.file_name)
 
 
 def print_list(archives: list[Archive], root: Path) -> None:

@@ -3,7 +3,8 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from rose_d2.prepare.sources import ARCHIVES, families, select_archives
+from rose_d2.prepare.download import RemoteFile
+from rose_d2.prepare.sources import ARCHIVES, Archive, families, select_archives
 
 EACH = pytest.mark.parametrize("archive", ARCHIVES, ids=lambda archive: archive.key)
 
@@ -46,7 +47,41 @@ def test_an_entry_is_well_formed(archive):
     assert archive.remote.urls or archive.by_hand
     for path in archive.provides:
         assert PurePosixPath(path).is_relative_to(archive.folder)
-    archive.by_hand.format(root="/data", downloads="/data/downloads")
+    archive.by_hand.format(root="/data", downloads="/data/downloads", file=archive.file_name)
+
+
+def test_archives_are_read_whole():
+    assert len(ARCHIVES) == 14
+    (scenes, panoptic) = select_archives(["ade20k_scenes", "coco_panoptic"])
+    assert (scenes.size, scenes.remote.size, scenes.folder) == (967_000_000, None, ".")
+    assert panoptic == Archive(
+        key="coco_panoptic",
+        families=("coco",),
+        file_name="panoptic_annotations_trainval2017.zip",
+        remote=RemoteFile(
+            tuple(
+                f"{host}/panoptic_annotations_trainval2017.zip"
+                for host in (
+                    "http://images.cocodataset.org/annotations",
+                    "https://s3.amazonaws.com/images.cocodataset.org/annotations",
+                    "https://s3.amazonaws.com/fast-ai-coco",
+                )
+            ),
+            860_725_834,
+            "sha256:c05f76d2129b6b561eb70efe16e7006df62f73fb92889132d373b9d90e31a370",
+        ),
+        provides=(
+            "coco/annotations/panoptic_train2017.json",
+            "coco/annotations/panoptic_val2017.json",
+            "coco/panoptic_train2017",
+            "coco/panoptic_val2017",
+        ),
+        licence="Annotations CC BY 4.0; the images belong to their Flickr owners.",
+        folder="coco",
+        inner={f"annotations/panoptic_{split}2017.zip": "." for split in ("train", "val")},
+    )
+    (referring,) = select_archives(["refcoco+_annotations"])
+    assert "issues/14) and put it at {downloads}/{file}." in referring.by_hand
 
 
 def test_names_are_unique():
