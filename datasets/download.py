@@ -128,6 +128,7 @@ def carry_out(step: Outcome, root: Path, keep_archive: bool) -> Outcome:
                 path,
                 root / archive.folder,
                 inner=archive.inner,
+                max_growth=archive.max_growth,
                 expected=[
                     str(PurePosixPath(entry).relative_to(archive.folder))
                     for entry in archive.provides

@@ -28,6 +28,7 @@ class Archive:
         licence: one sentence.
         folder: under the root, where it is unpacked.
         inner: archives within it, see `rose_d2.prepare.unpacking.unpack`.
+        max_growth: it may unpack to so many times its size.
         substitutes: folders under the root of which one makes this archive unnecessary.
         about: size in bytes, where only a rounded one is known.
         by_hand: what to do when no mirror delivers; may name {root}, {downloads} and {file}.
@@ -41,6 +42,7 @@ class Archive:
     licence: str
     folder: str = "."
     inner: Mapping[str, str] = field(default_factory=dict)
+    max_growth: int = 20
     substitutes: tuple[str, ...] = ()
     about: int | None = None
     by_hand: str = ""

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -137,6 +138,13 @@ def test_an_archive_put_there_by_hand_is_unpacked(run, tmp_path):
         file.writestr("locked/1.txt", "locked")
     assert run("locked", "--yes") == 0
     assert (tmp_path / "root/locked/1.txt").read_text() == "locked"
+
+
+def test_an_archive_unpacks_to_what_its_entry_allows(run, table, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sources, "ARCHIVES", (dataclasses.replace(table[0], max_growth=0),))
+    assert run("one", "--yes") == 1
+    assert "good.zip unpacks to more than 0 bytes" in capsys.readouterr().out
+    assert not (tmp_path / "root/data/good").exists()
 
 
 def test_a_substitute_saves_a_download(run, server, tmp_path, capsys):

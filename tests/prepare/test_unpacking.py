@@ -142,6 +142,74 @@ def test_devices_are_refused(tmp_path, root):
         unpack(archive, root)
 
 
+TOO_MUCH = r"unpacks to more than .*, which is too much for this dataset; nothing of it was unp"
+
+
+def test_a_zip_bomb_is_refused_before_it_bursts(tmp_path, root, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("zeros", bytes(1_000_000))
+    size = (tmp_path / "a.zip").stat().st_size
+    growth = 1_000_000 // size
+    with monkeypatch.context() as patch:
+        patch.setattr(zipfile.ZipFile, "extract", lambda *_: pytest.fail("something was written"))
+        with pytest.raises(UnpackError, match=rf"a\.zip {TOO_MUCH}"):
+            unpack(tmp_path / "a.zip", root, max_growth=growth)
+    assert list(root.iterdir()) == []
+    unpack(tmp_path / "a.zip", root, max_growth=growth + 1)
+    assert (root / "zeros").stat().st_size == 1_000_000
+
+
+def test_a_zip_bomb_with_a_false_size_is_damaged(tmp_path, root):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("zeros", bytes(1_000_000))
+    false = (
+        (tmp_path / "a.zip")
+        .read_bytes()
+        .replace((1_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
+    )
+    (tmp_path / "a.zip").write_bytes(false)
+    with pytest.raises(UnpackError, match="is damaged"):
+        unpack(tmp_path / "a.zip", root)
+    assert list(root.iterdir()) == []
+
+
+def test_a_compressed_tar_bomb_is_refused(tmp_path, root):
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as file:
+        for name in ("first", "second"):
+            info = tarfile.TarInfo(name)
+            info.size = 1_000_000
+            file.addfile(info, io.BytesIO(bytes(info.size)))
+    with pytest.raises(UnpackError, match=TOO_MUCH):
+        unpack(tmp_path / "a.tar.gz", root)
+    assert list(root.iterdir()) == []
+
+
+def test_copies_of_links_count(tmp_path, root):
+    links = {f"link{k}": ("file", tarfile.LNKTYPE) for k in range(30)}
+    archive = tar_of(tmp_path / "a", {"file": "x" * 20_000} | links)
+    unpack(archive, root, max_growth=20)
+    with pytest.raises(UnpackError, match=TOO_MUCH):
+        unpack(archive, root, max_growth=5)
+
+
+def test_archives_within_count_too(tmp_path, root):
+    with zipfile.ZipFile(tmp_path / "inner.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("zeros", bytes(1_000_000))
+    inner = (tmp_path / "inner.zip").read_bytes()
+    archive = zip_of(tmp_path / "outer", {"inner.zip": inner, "1.txt": "one"})
+    with pytest.raises(UnpackError, match=rf"inner\.zip {TOO_MUCH}"):
+        unpack(archive, root, inner={"inner.zip": "."})
+    assert list(root.iterdir()) == []
+
+
+def test_a_python_that_cannot_check_tar_files_is_named(tmp_path, root, monkeypatch):
+    monkeypatch.delattr(tarfile, "data_filter")
+    with pytest.raises(UnpackError, match=r"is a tar file: unpacking it needs Python 3\.10\.12"):
+        unpack(tar_of(tmp_path / "a", {"1.txt": "one"}), root)
+    unpack(zip_of(tmp_path / "b", {"1.txt": "one"}), root)
+    assert tree(root) == {"1.txt": "one"}
+
+
 def test_a_damaged_archive_leaves_nothing(tmp_path, root):
     archive = zip_of(tmp_path / "a.zip", {"1.txt": "first", "2.txt": "second"})
     archive.write_bytes(archive.read_bytes().replace(b"second", b"secund"))
