@@ -1,4 +1,8 @@
-"""Fetching a published file from the first mirror that delivers it."""
+"""Fetching a published file from the first mirror that delivers it.
+
+No library does what this has to do: pooch does not resume, `curl -C -` appends a web page or a file
+that has changed to what has arrived, and its own retries begin from the start.
+"""
 
 from __future__ import annotations
 
