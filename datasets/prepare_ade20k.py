@@ -28,13 +28,6 @@ is left alone. Nothing half-made ever has its final name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-import numpy as np
-from PIL import Image
-from rose_d2.data.datasets.ade20k import CLASS_NAMES, THING_IDS, Ade20kPaths
 import argparse
 import functools
 import json
@@ -45,15 +38,33 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
 import numpy as np
 from PIL import Image
+
+from rose_d2.data.datasets.ade20k import (
+    CLASS_NAMES,
+    NUM_IMAGES,
+    SPLIT_FOLDERS,
+    STUFF_IDS,
+    THING_IDS,
+    Ade20kPaths,
+    instance_categories,
+    panoptic_categories,
+)
+from rose_d2.prepare.preparation import (
+    PanopticImage,
+    dump_json,
+    partial_folder,
+    preparation_parser,
+    run_main,
+    run_parallel,
+    write_coco_panoptic,
+    write_label_maps,
+)
 from rose_d2.synthetic.annotate import encode_mask
-from rose_d2.data.datasets.ade20k import CLASS_NAMES, NUM_IMAGES, SPLIT_FOLDERS, STUFF_IDS, THING_IDS, Ade20kPaths, instance_categories, panoptic_categories
-from rose_d2.prepare.preparation import PanopticImage, write_coco_panoptic
-from rose_d2.prepare.preparation import dump_json, partial_folder, preparation_parser, run_main, run_parallel, write_label_maps
 
 logger = logging.getLogger(__name__)
-
 
 
 @dataclass(frozen=True)

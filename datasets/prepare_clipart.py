@@ -15,10 +15,8 @@ import signal
 import sys
 from pathlib import Path
 
-from rose_d2.synthetic.clipart import write_sample_images
-from rose_d2.synthetic.clipart import BenchmarkSettings
-from rose_d2.synthetic.clipart import write_benchmark
 from rose_d2.data.datasets.clipart import NUM_SCENES
+from rose_d2.synthetic.clipart import BenchmarkSettings, write_benchmark, write_sample_images
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -19,7 +19,6 @@ it stopped.
 import argparse
 import functools
 import logging
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,23 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from rose_d2.structures.mask_codec import decode_mask
-from rose_d2.structures.mask_codec import segmentation_to_rle
-from rose_d2.data.datasets.coco import COCO_NUM_IMAGES, COCO_THING_IDS, load_coco_instances
-from rose_d2.data.datasets.coco import CLASS_OF_LABEL, COCO_STUFF_CLASSES, CocoStuffPaths, contiguous_labels
-from rose_d2.prepare.preparation import PanopticImage, write_coco_panoptic
-from rose_d2.prepare.preparation import preparation_parser, run_main, write_label_maps
+from rose_d2.data.datasets.coco import (
+    CLASS_OF_LABEL,
+    COCO_NUM_IMAGES,
+    COCO_STUFF_CLASSES,
+    COCO_THING_IDS,
+    CocoStuffPaths,
+    contiguous_labels,
+    load_coco_instances,
+)
+from rose_d2.prepare.preparation import (
+    PanopticImage,
+    preparation_parser,
+    run_main,
+    write_coco_panoptic,
+    write_label_maps,
+)
+from rose_d2.structures.mask_codec import decode_mask, segmentation_to_rle
 
 logger = logging.getLogger(__name__)
 

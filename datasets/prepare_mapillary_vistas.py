@@ -15,7 +15,6 @@ An interrupted run goes on where it stopped.
 import argparse
 import functools
 import logging
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rose_d2.data.datasets.mapillary_vistas import NUM_IMAGES, VERSIONS, VOID, VistasPaths, VistasVersion, how_to_get
-from rose_d2.prepare.preparation import PanopticImage, write_coco_panoptic
-from rose_d2.prepare.preparation import preparation_parser, run_main, write_label_maps
+from rose_d2.data.datasets.mapillary_vistas import (
+    NUM_IMAGES,
+    VERSIONS,
+    VOID,
+    VistasPaths,
+    VistasVersion,
+    how_to_get,
+)
+from rose_d2.prepare.preparation import (
+    PanopticImage,
+    preparation_parser,
+    run_main,
+    write_coco_panoptic,
+    write_label_maps,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from rose_d2.synthetic.miniature_dense import write_ade20k
 from rose_d2.synthetic.miniature_coco import write_coco
-from rose_d2.synthetic.miniature_dense import write_mapillary_vistas
-from rose_d2.synthetic.miniature_refer import write_reasonseg
-from rose_d2.synthetic.miniature_refer import write_refer
+from rose_d2.synthetic.miniature_dense import write_ade20k, write_mapillary_vistas
+from rose_d2.synthetic.miniature_refer import write_reasonseg, write_refer
 
 WRITERS = {
     "ADE20k": write_ade20k,

@@ -33,8 +33,14 @@ from typing import Any, NamedTuple
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from rose_d2.data.datasets.refcoco import (
+    HOW_TO_GET_GREFCOCO,
+    REFER_SPLITS,
+    find_image_root,
+    image_roots,
+    load_splits,
+)
 from rose_d2.data.datasets.refer_files import references_file
-from rose_d2.data.datasets.refcoco import HOW_TO_GET_GREFCOCO, REFER_SPLITS, find_image_root, image_roots, load_splits
 from rose_d2.prepare.preparation import preparation_parser, run_main, run_parallel
 
 logger = logging.getLogger("prepare_refcoco")

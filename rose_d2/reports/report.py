@@ -11,6 +11,7 @@ from typing import Any
 from detectron2.config import CfgNode
 
 from rose_d2.data.datasets.registration import registered_entries
+from rose_d2.files import write_text
 from rose_d2.refinement.evaluation import CHOSEN_WITH_GROUND_TRUTH, CHOSEN_WITHOUT, RESULT
 from rose_d2.refinement.evaluation import RESULT as REFINEMENT
 from rose_d2.reports.curve import alignment_curves, curve_file_name, draw_alignment_curve
@@ -90,9 +91,7 @@ def write_report(
         parts += dataset_sections(dataset, tasks, protocol, picture=bool(curves))
     parts += _provenance(record)
     path = os.path.join(folder, "report.md")
-    with open(path + ".partial", "w", encoding="utf-8") as file:
-        file.write("\n\n".join(part for part in parts if part) + "\n")
-    os.replace(path + ".partial", path)
+    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
     return path
 
 

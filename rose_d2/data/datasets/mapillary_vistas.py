@@ -18,6 +18,7 @@ import yaml
 
 from rose_d2.data.datasets.coco import load_coco_panoptic
 from rose_d2.data.datasets.registration import DatasetEntry, register
+from rose_d2.prompts.tasks import TASKS
 from rose_d2.vocabulary.names import CleanNames, clean_class_names
 
 NUM_IMAGES = {"train": 18000, "val": 2000}
@@ -222,7 +223,7 @@ def _entries(version: VistasVersion, split: str, paths: VistasPaths) -> list[Dat
         DatasetEntry(
             name=f"{version.prefix}_sem_seg_{split}",
             load=lambda: _load_semantic(version, paths),
-            metadata=metadata | {"task": "semantic", "evaluator_type": "sem_seg"},
+            metadata=metadata | TASKS["semantic"].metadata,
             files=(*panoptic_files[:1], paths.label_root, *panoptic_files[1:]),
             how_to_get=how_to_get(version),
             num_images=NUM_IMAGES[split],
@@ -230,7 +231,7 @@ def _entries(version: VistasVersion, split: str, paths: VistasPaths) -> list[Dat
         DatasetEntry(
             name=f"{version.prefix}_panoptic_{split}",
             load=lambda: _load_panoptic(version, paths),
-            metadata=metadata | {"task": "panoptic", "evaluator_type": "coco_panoptic_seg"},
+            metadata=metadata | TASKS["panoptic"].metadata,
             files=panoptic_files,
             how_to_get=how_to_get(version),
             num_images=NUM_IMAGES[split],
