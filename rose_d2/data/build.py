@@ -10,7 +10,7 @@ import signal
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -192,6 +192,22 @@ class TaskDicts(Sequence):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.dicts[index] | {"task": self.task}
+
+
+def sample_key(sample: Mapping[str, Any]) -> str:
+    """What tells an item of a dataset from all others.
+
+    Args:
+        sample: a dataset dict or a model input.
+
+    Returns:
+        "<ref_id>-<sent_id>" of a referring sentence ("<ref_id>" of a whole reference), else the
+        image id.
+    """
+    if "ref_id" in sample:
+        parts = (sample[name] for name in ("ref_id", "sent_id") if name in sample)
+        return "-".join(map(str, parts))
+    return str(sample["image_id"])
 
 
 def load_test_dicts(cfg: CfgNode, dataset_name: str) -> list[dict[str, Any]]:

@@ -16,12 +16,12 @@ from detectron2.utils import comm
 
 from rose_d2.config.fingerprint import prediction_fingerprint
 from rose_d2.config.read import read_config
-from rose_d2.data.build import build_rose_test_loader, load_test_dicts
+from rose_d2.data.build import build_rose_test_loader, load_test_dicts, sample_key
 from rose_d2.data.datasets.custom import register_custom
 from rose_d2.data.datasets.registration import registered_entries
 from rose_d2.evaluation.build import build_evaluator, check_evaluator_type
 from rose_d2.evaluation.loop import BatchLoader, inference_on_dataset
-from rose_d2.evaluation.predictions import PredictionStore, sample_key
+from rose_d2.evaluation.predictions import PredictionStore
 from rose_d2.refinement.evaluation import build_refinement_evaluator
 
 logger = logging.getLogger(__name__)

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from rose_d2.data.annotations import square_view
+from rose_d2.data.build import sample_key
 from rose_d2.data.datasets.refer_files import ALL_SENTENCES
 from rose_d2.layers.masks import mask_centre
 from rose_d2.structures.mask_codec import colours_to_ids, decode_mask
@@ -197,26 +198,20 @@ class DatasetGroundTruth:
         return [name.split(",")[0].strip() for name in names]
 
     @cached_property
-    def _records(self) -> dict[tuple, dict]:
-        records: dict[tuple, dict] = {}
+    def _records(self) -> dict[str, dict]:
+        records: dict[str, dict] = {}
         for record in DatasetCatalog.get(self.dataset_name):
-            records[_key(record)] = record
+            records[sample_key(record)] = record
             if "ref_id" in record:
                 # All sentences of a reference in one prompt have one target.
-                records.setdefault(_key({**record, "sent_id": ALL_SENTENCES}), record)
+                records.setdefault(sample_key({**record, "sent_id": ALL_SENTENCES}), record)
         return records
 
     def _record(self, item: dict) -> dict:
-        key = _key(item)
+        key = sample_key(item)
         if key not in self._records:
             raise ValueError(
                 f"Dataset {self.dataset_name!r} has no item {key}; refine the items of the "
                 "dataset's own test loader."
             )
         return self._records[key]
-
-
-def _key(sample: dict) -> tuple:
-    if "ref_id" in sample:
-        return "expression", int(sample["ref_id"]), int(sample["sent_id"])
-    return "image", sample["image_id"]

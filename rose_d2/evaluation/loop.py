@@ -21,7 +21,8 @@ from detectron2.utils.logger import log_every_n_seconds
 from torch import nn
 from tqdm import tqdm
 
-from rose_d2.evaluation.predictions import PredictionStore, sample_key
+from rose_d2.data.build import sample_key
+from rose_d2.evaluation.predictions import PredictionStore
 
 logger = logging.getLogger(__name__)
 

@@ -18,26 +18,9 @@ from rose_d2.files import write_text
 from rose_d2.structures.category_names import CategoryNames
 from rose_d2.structures.mask_codec import decode_mask, encode_masks
 
-__all__ = ["PredictionStore", "decode_output", "encode_output", "sample_key"]
 DESCRIPTION_NAME = "predictions.json"
 # Outputs that a level of the vocabulary may repeat.
 _HEADLINE_KEYS = ("sem_seg_labels", "panoptic_seg")
-
-
-def sample_key(sample: Mapping[str, Any]) -> str:
-    """What tells an item of a dataset from all others.
-
-    Args:
-        sample: a dataset dict or a model input.
-
-    Returns:
-        "<ref_id>-<sent_id>" of a referring sentence ("<ref_id>" of a whole reference), else the
-        image id.
-    """
-    if "ref_id" in sample:
-        parts = (sample[name] for name in ("ref_id", "sent_id") if name in sample)
-        return "-".join(map(str, parts))
-    return str(sample["image_id"])
 
 
 class _Place(NamedTuple):

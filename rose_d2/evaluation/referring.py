@@ -19,11 +19,11 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
+from rose_d2.data.build import sample_key
 from rose_d2.data.datasets.refer_files import (
     EXPRESSION_KINDS,
     expression_kind,
     referring_samples,
-    sample_key,
 )
 from rose_d2.evaluation.ground_truth import ReferringTarget
 from rose_d2.structures.patches import PatchGrid
@@ -81,7 +81,7 @@ class RefCOCOEvaluator(DatasetEvaluator):
         if len(self._samples) != len(samples):
             double = [key for key, n in Counter(map(sample_key, samples)).items() if n > 1]
             raise ValueError(
-                f"Dataset {dataset_name!r} lists these (ref_id, sent_id) more than once: "
+                f"Dataset {dataset_name!r} lists these ref_id-sent_id more than once: "
                 f"{_some(double)}; prepare the dataset again."
             )
         self._scores: list[SentenceScore] = []
@@ -129,10 +129,10 @@ class RefCOCOEvaluator(DatasetEvaluator):
             logger.info("By kind of expression, %s:\n%s", counts, create_small_table(by_kind))
         return OrderedDict({self._result_task: metrics | by_kind})
 
-    def _score(self, key: tuple[int, int], output: dict) -> SentenceScore:
+    def _score(self, key: str, output: dict) -> SentenceScore:
         if key not in self._samples:
             raise ValueError(
-                f"Got an answer to (ref_id, sent_id) {key}, which dataset {self._dataset_name!r} "
+                f"Got an answer to ref_id-sent_id {key}, which dataset {self._dataset_name!r} "
                 "does not have; evaluate with the test loader of the same dataset and "
                 "TEST.REFERRING.PROTOCOL."
             )
@@ -150,7 +150,8 @@ class RefCOCOEvaluator(DatasetEvaluator):
             patch_right = int(int(output["ref_patch"]) in patches)
         overlap = mask_overlap(answer.numpy(), target.mask, target.ignore)
         kind = expression_kind(sample["sentence"])
-        return SentenceScore(*key, *overlap, len(target), patch_right, kind)
+        ids = int(sample["ref_id"]), int(sample["sent_id"])
+        return SentenceScore(*ids, *overlap, len(target), patch_right, kind)
 
     def _decode(self, sample: dict) -> ReferringTarget:
         # The sentences of a reference follow each other and have one target.
@@ -159,14 +160,14 @@ class RefCOCOEvaluator(DatasetEvaluator):
         return self._target
 
     def _refuse_incomplete(self, scores: Sequence[SentenceScore]) -> None:
-        counts = Counter(score[:2] for score in scores)
+        counts = Counter(sample_key(score._asdict()) for score in scores)
         missing = sorted(self._samples.keys() - counts.keys())
         double = sorted(key for key, n in counts.items() if n > 1)
         if missing or double:
             raise ValueError(
                 f"Dataset {self._dataset_name!r} has {len(self._samples)} samples; "
                 f"{len(missing)} were not answered ({_some(missing)}) and {len(double)} more than "
-                f"once ({_some(double)}), as (ref_id, sent_id). Evaluate the whole dataset with a "
+                f"once ({_some(double)}), as ref_id-sent_id. Evaluate the whole dataset with a "
                 "sampler that neither pads nor drops."
             )
 
@@ -189,8 +190,8 @@ class RefCOCOEvaluator(DatasetEvaluator):
             )
 
 
-def _some(keys: Sequence[tuple[int, int]], limit: int = 5) -> str:
-    shown = ", ".join(map(str, keys[:limit]))
+def _some(keys: Sequence[str], limit: int = 5) -> str:
+    shown = ", ".join(keys[:limit])
     return shown + (", ..." if len(keys) > limit else "") if keys else "none"
 
 

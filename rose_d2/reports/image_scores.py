@@ -27,6 +27,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from torch import Tensor
 
+from rose_d2.data.build import sample_key
 from rose_d2.data.datasets.refer_files import ALL_SENTENCES, referring_samples
 from rose_d2.evaluation.ground_truth import (
     GroundTruthObjects,
@@ -34,7 +35,7 @@ from rose_d2.evaluation.ground_truth import (
     decode_segmentation,
     load_objects,
 )
-from rose_d2.evaluation.predictions import PredictionStore, sample_key
+from rose_d2.evaluation.predictions import PredictionStore
 from rose_d2.layers.masks import mask_areas, pairwise_intersection
 from rose_d2.prompts.tasks import TASKS
 

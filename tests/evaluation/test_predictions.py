@@ -5,12 +5,12 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
+from rose_d2.data.build import sample_key
 from rose_d2.evaluation.predictions import (
     PredictionStore,
     best_labels,
     decode_output,
     encode_output,
-    sample_key,
 )
 from rose_d2.structures.category_names import CategoryNames
 

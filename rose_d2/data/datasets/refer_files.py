@@ -426,11 +426,6 @@ def _unreadable(path: str | Path, error: BaseException) -> ValueError:
     )
 
 
-def sample_key(sample: dict[str, Any]) -> tuple[int, int]:
-    """What a referring sample is known by: (ref_id, sent_id)."""
-    return int(sample["ref_id"]), int(sample["sent_id"])
-
-
 def referring_samples(
     sentence_dicts: Sequence[dict[str, Any]], protocol: str
 ) -> list[dict[str, Any]]:

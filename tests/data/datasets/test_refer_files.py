@@ -10,7 +10,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools import mask as mask_util
 
-from rose_d2.data.build import build_rose_test_loader, load_test_dicts
+from rose_d2.data.build import build_rose_test_loader, load_test_dicts, sample_key
 from rose_d2.data.datasets.refer_files import (
     ALL_SENTENCES,
     EXPRESSION_KINDS,
@@ -22,7 +22,6 @@ from rose_d2.data.datasets.refer_files import (
     read_annotated_images,
     references_file,
     referring_samples,
-    sample_key,
 )
 from rose_d2.data.datasets.registration import strict_annotations
 from rose_d2.synthetic.expressions import list_expressions
@@ -521,12 +520,12 @@ SENTENCES = [
 def test_per_sentence_takes_the_dicts_as_they_are():
     samples = referring_samples(SENTENCES, "per_sentence")
     assert samples == SENTENCES and samples is not SENTENCES
-    assert [sample_key(s) for s in samples] == [(12, 40), (12, 41), (11, 38), (12, 39)]
+    assert [sample_key(s) for s in samples] == ["12-40", "12-41", "11-38", "12-39"]
 
 
 def test_per_ref_puts_all_sentences_of_a_reference_in_one_sample():
     dog, cat = referring_samples(SENTENCES, "per_ref")
-    assert [sample_key(dog), sample_key(cat)] == [(12, ALL_SENTENCES), (11, ALL_SENTENCES)]
+    assert [sample_key(dog), sample_key(cat)] == [f"12-{ALL_SENTENCES}", f"11-{ALL_SENTENCES}"]
     # PSALM's way: each sentence is followed by a period.
     assert dog["sentence"] == "left dog. the dog on the left. brown one."
     assert cat["sentence"] == "cat."
@@ -563,8 +562,8 @@ def dog_dataset(scene):
 @pytest.mark.parametrize(
     ("protocol", "keys", "asked"),
     [
-        ("per_sentence", [(8, 9), (8, 10)], "What is the dog on the left in this"),
-        ("per_ref", [(8, -1)], "What is the dog on the left. left dog. in this"),
+        ("per_sentence", ["8-9", "8-10"], "What is the dog on the left in this"),
+        ("per_ref", ["8--1"], "What is the dog on the left. left dog. in this"),
     ],
 )
 def test_the_test_loader_asks_by_protocol(tiny_cfg, dog_dataset, protocol, keys, asked):
