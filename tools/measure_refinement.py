@@ -60,6 +60,7 @@ def main(argv: list[str]) -> None:
             dicts,
             RoseDatasetMapper(cfg, is_train=False),
             [name.split(",")[0].strip() for name in names],
+            min_pixels=cfg.INPUT.REFINEMENT.MIN_PIXELS,
             unseen=metadata.get("unseen_classes", ()),
             seed=seed,
             batch_size=cfg.TEST.IMS_PER_BATCH,

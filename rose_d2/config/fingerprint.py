@@ -1,4 +1,4 @@
-"""What saved predictions depend on: they may be continued or scored only where it is the same."""
+"""What a run depends on, as hashes: configs, predictions, files; and the versions of libraries."""
 
 from __future__ import annotations
 
@@ -16,19 +16,6 @@ from detectron2.config import CfgNode, get_cfg
 from rose_d2.config.defaults import add_rose_config
 
 _GROUPS = ("MODEL", "TEST", "INPUT")
-# Keys of those groups that say where a run happens, or how its outputs are scored.
-_WITHOUT_EFFECT = (
-    "MODEL.WEIGHTS",
-    "MODEL.DEVICE",
-    "MODEL.ALLOW_MISSING_KEYS",
-    "MODEL.SIGLIP_TEXT.CACHE_DIR",
-    "TEST.DETECTIONS_PER_IMAGE",
-    "TEST.EVAL_PERIOD",
-    "TEST.EXPECTED_RESULTS",
-    "TEST.OPEN_METRICS",
-    "TEST.RANK_BY_NAME",
-    "TEST.SAVE_PREDICTIONS",
-)
 # Keys that say where and how a run happens, not what is computed.
 _PLACE_KEYS = (
     "OUTPUT_DIR",
@@ -37,6 +24,15 @@ _PLACE_KEYS = (
     "MODEL.SIGLIP_TEXT.CACHE_DIR",
     "DATALOADER.NUM_WORKERS",
     "TEST.SAVE_PREDICTIONS",
+)
+# Keys that change how a model is loaded or its answers are scored, but not the answers.
+_SCORING_KEYS = (
+    "MODEL.ALLOW_MISSING_KEYS",
+    "TEST.DETECTIONS_PER_IMAGE",
+    "TEST.EVAL_PERIOD",
+    "TEST.EXPECTED_RESULTS",
+    "TEST.OPEN_METRICS",
+    "TEST.RANK_BY_NAME",
 )
 _PACKAGES = (
     "rose_d2",
@@ -78,7 +74,7 @@ def prediction_fingerprint(
         "num_samples": num_samples,
         "checkpoint_sha256": checkpoint_sha256,
         **changed,
-        "config_hash": settings_hash(settings),
+        "config_hash": _hash(settings),
     }
 
 
@@ -86,10 +82,11 @@ def prediction_settings(cfg: CfgNode) -> dict[str, Any]:
     """The keys of a config that change what a model with given weights answers, by dotted name."""
     plain = yaml.safe_load(cfg.dump())
     groups = {name: plain[name] for name in _GROUPS}
-    return {key: value for key, value in _leaves(groups) if key not in _WITHOUT_EFFECT}
+    without = (*_PLACE_KEYS, *_SCORING_KEYS)
+    return {key: value for key, value in _leaves(groups) if key not in without}
 
 
-def settings_hash(settings: Mapping[str, Any]) -> str:
+def _hash(settings: Mapping[str, Any]) -> str:
     """The first 16 hex digits of a SHA-256."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -117,8 +114,7 @@ def config_hash(cfg: CfgNode) -> str:
             node = node[parent]
         node[last] = ""
     # Not the YAML text: it marks values that are one object, which a config read back has not.
-    plain = json.dumps(yaml.safe_load(cfg.dump()), sort_keys=True)
-    return hashlib.sha256(plain.encode()).hexdigest()[:16]
+    return _hash(yaml.safe_load(cfg.dump()))
 
 
 def file_sha256(path: str) -> str:

@@ -70,7 +70,9 @@ class RoseDatasetMapper:
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
-        builders = {task: builder(cfg) for task, builder in TARGET_BUILDERS.items()}
+        builders = {
+            task: builder(**builder.settings(cfg)) for task, builder in TARGET_BUILDERS.items()
+        }
         return {
             "is_train": is_train,
             "lmm_image_size": cfg.MODEL.LMM.IMAGE_SIZE,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.data import Metadata
 
 from rose_d2.data.annotations import AnnotatedRegions, decode_any, decode_classes
@@ -28,7 +28,6 @@ from rose_d2.prompts.instructions import (
 from rose_d2.structures.segments import BOX_SCALE, SITUATIONS, RefinementRequest
 
 WHOLE_VIEW = (0, 0, BOX_SCALE, BOX_SCALE)
-LEAST_PIXELS = 16
 
 
 @dataclass(frozen=True)
@@ -50,30 +49,23 @@ class DrawnRegion:
     others: np.ndarray
 
 
+@dataclass(kw_only=True)
 class OneRegionTargetBuilder(TargetBuilder):
     """Targets of an instruction about one region, from any dataset dict that has masks.
 
     One region is drawn, a thing or stuff; a referring expression's object where there is one.
     Everything else annotated is negative. An image without a usable region gives no target, and
     its instruction asks for the whole view.
+
+    Attributes:
+        min_pixels: regions with fewer pixels of the view are not drawn.
     """
 
-    @configurable
-    def __init__(
-        self, *, size: int, max_counted_names: int, min_pixels: int = LEAST_PIXELS
-    ) -> None:
-        """
-        Args:
-            size: side I of the language model's square view.
-            max_counted_names: most different names in the response.
-            min_pixels: regions with fewer pixels of the view are not drawn.
-        """
-        super().__init__(size=size, max_counted_names=max_counted_names)
-        self.min_pixels = min_pixels
+    min_pixels: int
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {**super().from_config(cfg), "min_pixels": cfg.INPUT.REFINEMENT.MIN_PIXELS}
+    def settings(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {**super().settings(cfg), "min_pixels": cfg.INPUT.REFINEMENT.MIN_PIXELS}
 
     def decode(
         self, record: dict[str, Any], metadata: Metadata
@@ -142,33 +134,20 @@ class OneRegionTargetBuilder(TargetBuilder):
         return np.flatnonzero(usable)
 
 
+@dataclass(kw_only=True)
 class RegionTargetBuilder(OneRegionTargetBuilder):
-    """Region prompts: mask and name of a region given as a mask or as a box in words."""
+    """Region prompts: mask and name of a region given as a mask or as a box in words.
+
+    Attributes:
+        mask_prob: share of samples whose region is given as a mask; the others as a box.
+    """
 
     task = "region"
-
-    @configurable
-    def __init__(
-        self,
-        *,
-        size: int,
-        max_counted_names: int,
-        min_pixels: int = LEAST_PIXELS,
-        mask_prob: float = 0.5,
-    ) -> None:
-        """
-        Args:
-            size: side I of the language model's square view.
-            max_counted_names: most different names in the response.
-            min_pixels: regions with fewer pixels of the view are not drawn.
-            mask_prob: share of samples whose region is given as a mask; the others as a box.
-        """
-        super().__init__(size=size, max_counted_names=max_counted_names, min_pixels=min_pixels)
-        self.mask_prob = mask_prob
+    mask_prob: float = 0.5
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        return {**super().from_config(cfg), "mask_prob": cfg.INPUT.REGION_MASK_PROB}
+    def settings(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {**super().settings(cfg), "mask_prob": cfg.INPUT.REGION_MASK_PROB}
 
     def ask(self, drawn: DrawnRegion, rng: np.random.Generator) -> tuple[str, np.ndarray]:
         if rng.random() < self.mask_prob:
@@ -180,6 +159,7 @@ class RegionTargetBuilder(OneRegionTargetBuilder):
         return build_region_instruction(WHOLE_VIEW, rng=rng)
 
 
+@dataclass(kw_only=True)
 class RefinementTargetBuilder(OneRegionTargetBuilder):
     """Refinement samples in the paper's three situations (section 3.4).
 
@@ -187,62 +167,46 @@ class RefinementTargetBuilder(OneRegionTargetBuilder):
     none to take, the situation becomes "mask". "missed": no mask, the box of the region.
     A sample with a referring expression is always "mask" (section 6.1), and its prior may lie on
     another object, as a first answer may.
+
+    Attributes:
+        situation_probs: shares of "mask", "category" and "missed"; any scale.
+        holes_prob: share of corrupted masks with holes and patches, not another shape.
+        holes_iou: IoU range of masks with holes and patches.
+        shape_iou: IoU range of shrunk and stretched masks.
+        other_object_prob: share of referring priors that lie on another object.
+
+    Raises:
+        ValueError: the shares are not three numbers from 0 up, one of them above 0, or an IoU
+            range is not one.
     """
 
     task = "refinement"
+    situation_probs: Sequence[float] = (0.4, 0.3, 0.3)
+    holes_prob: float = 0.5
+    holes_iou: IouRange = HOLES_IOU
+    shape_iou: IouRange = SHAPE_IOU
+    other_object_prob: float = 0.2
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        size: int,
-        max_counted_names: int,
-        min_pixels: int = LEAST_PIXELS,
-        situation_probs: Sequence[float] = (0.4, 0.3, 0.3),
-        holes_prob: float = 0.5,
-        holes_iou: IouRange = HOLES_IOU,
-        shape_iou: IouRange = SHAPE_IOU,
-        other_object_prob: float = 0.2,
-    ) -> None:
-        """
-        Args:
-            size: side I of the language model's square view.
-            max_counted_names: most different names in the response.
-            min_pixels: regions with fewer pixels of the view are not drawn.
-            situation_probs: shares of "mask", "category" and "missed"; any scale.
-            holes_prob: share of corrupted masks with holes and patches, not another shape.
-            holes_iou: IoU range of masks with holes and patches.
-            shape_iou: IoU range of shrunk and stretched masks.
-            other_object_prob: share of referring priors that lie on another object.
-
-        Raises:
-            ValueError: the shares are not three numbers from 0 up, one of them above 0, or an IoU
-                range is not one.
-        """
-        super().__init__(size=size, max_counted_names=max_counted_names, min_pixels=min_pixels)
-        probs = np.asarray(situation_probs, dtype=np.float64)
+    def __post_init__(self) -> None:
+        probs = np.asarray(self.situation_probs, dtype=np.float64)
         if probs.shape != (len(SITUATIONS),) or probs.min() < 0 or probs.sum() <= 0:
             raise ValueError(
-                f"INPUT.REFINEMENT.SITUATION_PROBS is {list(situation_probs)}; give the shares of "
-                f"{', '.join(SITUATIONS)}: three numbers from 0 up, at least one above 0."
+                f"INPUT.REFINEMENT.SITUATION_PROBS is {list(self.situation_probs)}; give the "
+                f"shares of {', '.join(SITUATIONS)}: three numbers from 0 up, at least one above 0."
             )
-        for iou_range in (holes_iou, shape_iou):
+        self.situation_probs = (probs / probs.sum()).tolist()
+        for iou_range in (self.holes_iou, self.shape_iou):
             check_iou_range(iou_range)
-        self.situation_probs = probs / probs.sum()
-        self.holes_prob = holes_prob
-        self.holes_iou = tuple(holes_iou)
-        self.shape_iou = tuple(shape_iou)
-        self.other_object_prob = other_object_prob
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+    def settings(cls, cfg: CfgNode) -> dict[str, Any]:
         refinement = cfg.INPUT.REFINEMENT
         return {
-            **super().from_config(cfg),
+            **super().settings(cfg),
             "situation_probs": refinement.SITUATION_PROBS,
             "holes_prob": refinement.HOLES_PROB,
-            "holes_iou": refinement.HOLES_IOU,
-            "shape_iou": refinement.SHAPE_IOU,
+            "holes_iou": tuple(refinement.HOLES_IOU),
+            "shape_iou": tuple(refinement.SHAPE_IOU),
             "other_object_prob": refinement.OTHER_OBJECT_PROB,
         }
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.data import Metadata
 
 from rose_d2.data.annotations import AnnotatedRegions, decode_dense, decode_objects, decode_segments
@@ -18,37 +19,26 @@ from rose_d2.prompts.tasks import TASKS, get_task
 CANDIDATE_MODES = ("", "prompt", "decode", "both")
 
 
+@dataclass(kw_only=True)
 class SceneTargetBuilder(TargetBuilder):
     """Targets of an instruction about the whole image.
 
     A task says how its annotations are decoded, which regions its instruction asks for and what
     the classes are called.
+
+    Attributes:
+        candidate_prob: share of samples whose instruction lists class candidates, if its task
+            takes any.
+        max_distractors: most names in such a list that are not in the image.
     """
 
-    @configurable
-    def __init__(
-        self,
-        *,
-        size: int,
-        max_counted_names: int,
-        candidate_prob: float = 0.0,
-        max_distractors: int = 10,
-    ) -> None:
-        """
-        Args:
-            size: side I of the language model's square view.
-            max_counted_names: most different names in the response.
-            candidate_prob: share of samples whose instruction lists class candidates.
-            max_distractors: most names in such a list that are not in the image.
-        """
-        super().__init__(size=size, max_counted_names=max_counted_names)
-        self.candidate_prob = candidate_prob if TASKS[self.task].takes_candidates else 0.0
-        self.max_distractors = max_distractors
+    candidate_prob: float = 0.0
+    max_distractors: int = 10
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+    def settings(cls, cfg: CfgNode) -> dict[str, Any]:
         return {
-            **super().from_config(cfg),
+            **super().settings(cfg),
             "candidate_prob": cfg.INPUT.CANDIDATE_PROB,
             "max_distractors": cfg.INPUT.CANDIDATE_MAX_DISTRACTORS,
         }
@@ -79,7 +69,8 @@ class SceneTargetBuilder(TargetBuilder):
         names = names_of(regions, class_names)
         asked = self.asked_for(record, regions) & regions.masks.any(axis=(1, 2))
         candidates = None
-        if rng.random() < self.candidate_prob:
+        takes_candidates = TASKS[self.task].takes_candidates
+        if rng.random() < self.candidate_prob * takes_candidates:
             present = sorted({names[i] for i in np.flatnonzero(asked)})
             # What training must not name must not be offered to it either.
             unseen = set(metadata.get("unseen_classes", ()))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.data import Metadata
 from detectron2.structures import BitMasks, Instances
 from torch import Tensor
@@ -41,26 +41,24 @@ class Targets:
     prior_mask: Tensor | None = None
 
 
+@dataclass(kw_only=True)
 class TargetBuilder:
     """Turns one dataset dict of its task into `Targets`.
 
     Regions that the instruction does not ask for become negative points.
+
+    Attributes:
+        size: side I of the language model's square view.
+        max_counted_names: most different names in the response.
     """
 
-    task: str
-
-    @configurable
-    def __init__(self, *, size: int, max_counted_names: int) -> None:
-        """
-        Args:
-            size: side I of the language model's square view.
-            max_counted_names: most different names in the response.
-        """
-        self.size = size
-        self.max_counted_names = max_counted_names
+    task: ClassVar[str]
+    size: int
+    max_counted_names: int
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+    def settings(cls, cfg: CfgNode) -> dict[str, Any]:
+        """The attributes by name, as the config gives them."""
         return {
             "size": cfg.MODEL.LMM.IMAGE_SIZE,
             "max_counted_names": cfg.MODEL.ROSE.MAX_COUNTED_NAMES,

@@ -25,8 +25,6 @@ from rose_d2.structures.segments import SITUATIONS
 
 # How much the priors overlap their objects.
 PRIOR_IOU: IouRange = (0.5, 0.7)
-# Smaller objects are not drawn, as in training (INPUT.REFINEMENT.MIN_PIXELS).
-_LEAST_PIXELS = 16
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,7 @@ def refine_synthetic_turns(
     mapper: Callable[[dict], dict],
     class_names: Sequence[str],
     *,
+    min_pixels: int,
     unseen: Sequence[str] = (),
     seed: int = 0,
     batch_size: int = 8,
@@ -96,6 +95,7 @@ def refine_synthetic_turns(
         dataset_dicts: with masks of objects; images without one are left out.
         mapper: the test mapper.
         class_names: by contiguous class.
+        min_pixels: smaller objects are not drawn, as in training (INPUT.REFINEMENT.MIN_PIXELS).
         unseen: names never given as wrong ones.
         seed: draws objects, corruptions and wrong names; each image has its own stream.
         batch_size: turns that go through the model at once.
@@ -106,7 +106,7 @@ def refine_synthetic_turns(
     turns: list[tuple[dict, RegionRefinement]] = []
     for number, record in enumerate(tqdm(dataset_dicts, desc=f"seed {seed}", unit="image")):
         rng = np.random.default_rng([seed, number])
-        drawn = _draw_object(load_objects(record), rng)
+        drawn = _draw_object(load_objects(record), min_pixels, rng)
         if drawn is None:
             continue
         item = mapper(record)
@@ -145,13 +145,13 @@ def summarise(runs: Sequence[Sequence[RefinedObject]]) -> dict[str, dict[str, tu
 
 
 def _draw_object(
-    objects: GroundTruthObjects | None, rng: np.random.Generator
+    objects: GroundTruthObjects | None, min_pixels: int, rng: np.random.Generator
 ) -> tuple[Tensor, int] | None:
     """Mask and class of one object; None where there is none of a fair size."""
     if objects is None or not len(objects):
         return None
     areas = mask_areas(objects.masks)
-    drawable = (areas >= _LEAST_PIXELS).nonzero().flatten().tolist()
+    drawable = (areas >= min_pixels).nonzero().flatten().tolist()
     if not drawable:
         return None
     index = int(rng.choice(drawable))

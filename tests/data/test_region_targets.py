@@ -42,6 +42,7 @@ def metadata_of(**extra):
 
 def build(record, seed=0, *, task="refinement", metadata=None, flip=False, **options):
     builders = {"refinement": RefinementTargetBuilder, "region": RegionTargetBuilder}
+    options.setdefault("min_pixels", 16)
     builder = builders[task](size=20, max_counted_names=20, **options)
     rng = np.random.default_rng(seed)
     return builder.build(record, metadata or metadata_of(), rng, flip=flip)
@@ -316,12 +317,12 @@ def test_a_record_without_masks_is_refused(scene):
 @pytest.mark.parametrize("probs", [[1, 1], [0, 0, 0], [-1, 1, 1]])
 def test_bad_shares_are_refused(probs):
     with pytest.raises(ValueError, match="SITUATION_PROBS"):
-        RefinementTargetBuilder(size=20, max_counted_names=20, situation_probs=probs)
+        RefinementTargetBuilder(size=20, max_counted_names=20, min_pixels=16, situation_probs=probs)
 
 
 def test_bad_iou_ranges_are_refused_before_training():
     with pytest.raises(ValueError, match="SHAPE_IOU"):
-        RefinementTargetBuilder(size=20, max_counted_names=20, shape_iou=[0.9, 0.2])
+        RefinementTargetBuilder(size=20, max_counted_names=20, min_pixels=16, shape_iou=[0.9, 0.2])
 
 
 def mapper_of(flip_prob=0.0, *, is_train=True, **refinement):

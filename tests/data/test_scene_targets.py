@@ -27,6 +27,8 @@ def _metadata(task):
 
 
 def _build(scene, task, seed=0, *, flip=False, record=None, **options):
+    if task in ("region", "refinement"):
+        options.setdefault("min_pixels", 16)
     builder = TARGET_BUILDERS[task](size=20, max_counted_names=20, **options)
     record = scene[task] if record is None else record
     return builder.build(record, _metadata(task), np.random.default_rng(seed), flip=flip)

@@ -103,9 +103,7 @@ def test_answer_patch_must_lie_in_the_window_of_the_square_view(evaluator, scene
 def test_a_missing_sentence_is_refused(evaluator, scenes, samples):
     for sample in samples[1:]:
         evaluator.process([sample], [{"ref_seg": _truth(scenes, sample)}])
-    with pytest.raises(
-        ValueError, match=r"1 were not answered \(100-0\) and 0 more than once"
-    ):
+    with pytest.raises(ValueError, match=r"1 were not answered \(100-0\) and 0 more than once"):
         evaluator.evaluate()
 
 

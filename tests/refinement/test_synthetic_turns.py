@@ -67,6 +67,7 @@ def test_one_object_of_every_image_is_refined_in_every_situation(scene, make_ite
         records,
         lambda record: make_item("instance", image_id=record["image_id"]),
         CLASSES,
+        min_pixels=16,
         batch_size=4,
     )
     assert [entry.situation for entry in entries] == ["mask", "category", "missed"] * 2
