@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from rose_d2.command_line import make_parser
 from rose_d2.prepare.download import fetch, format_size, sole_owner
-from rose_d2.prepare.preparation import run_main
+from rose_d2.prepare.preparation import add_root_argument, run_preparation
 from rose_d2.prepare.sources import ARCHIVES, Archive, families, select_archives
 from rose_d2.prepare.unpacking import unpack
 
@@ -44,9 +44,8 @@ class Outcome:
 
 def download_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
+    add_root_argument(parser)
     parser.add_argument(
         "datasets",
         nargs="*",
@@ -54,12 +53,6 @@ def download_parser() -> argparse.ArgumentParser:
         help=f"{', '.join(families())}, all, or archives by their names in --list",
     )
     parser.add_argument("--list", action="store_true", help="show the archives and fetch nothing")
-    parser.add_argument(
-        "--root",
-        type=Path,
-        default=Path(os.environ.get("DETECTRON2_DATASETS", "datasets")),
-        help="folder that holds all datasets (default: $DETECTRON2_DATASETS, else ./datasets)",
-    )
     parser.add_argument(
         "--keep-archives",
         action="store_true",
@@ -212,4 +205,4 @@ def _size(archive: Archive) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main, download_parser()))
+    sys.exit(run_preparation(main, download_parser()))

@@ -57,8 +57,8 @@ from rose_d2.prepare.preparation import (
     dump_json,
     partial_folder,
     preparation_parser,
-    run_main,
     run_parallel,
+    run_preparation,
     write_coco_panoptic,
     write_label_maps,
 )
@@ -331,4 +331,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main, build_parser()))
+    sys.exit(run_preparation(main, build_parser()))

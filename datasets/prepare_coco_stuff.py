@@ -39,7 +39,7 @@ from rose_d2.data.datasets.coco import (
 from rose_d2.prepare.preparation import (
     PanopticImage,
     preparation_parser,
-    run_main,
+    run_preparation,
     write_coco_panoptic,
     write_label_maps,
 )
@@ -189,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
         for split in args.splits:
             prepare_split(split, args)
 
-    return run_main(prepare, parser, arguments)
+    return run_preparation(prepare, parser, arguments)
 
 
 if __name__ == "__main__":

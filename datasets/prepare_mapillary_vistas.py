@@ -33,7 +33,7 @@ from rose_d2.data.datasets.mapillary_vistas import (
 from rose_d2.prepare.preparation import (
     PanopticImage,
     preparation_parser,
-    run_main,
+    run_preparation,
     write_coco_panoptic,
     write_label_maps,
 )
@@ -221,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
         default=list(NUM_IMAGES),
         help="splits to prepare (default: all)",
     )
-    return run_main(prepare, parser, arguments)
+    return run_preparation(prepare, parser, arguments)
 
 
 if __name__ == "__main__":

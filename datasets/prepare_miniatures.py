@@ -14,6 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from rose_d2.command_line import make_parser, run_main
 from rose_d2.synthetic.miniature_coco import write_coco
 from rose_d2.synthetic.miniature_dense import write_ade20k, write_mapillary_vistas
 from rose_d2.synthetic.miniature_refer import write_reasonseg, write_refer
@@ -27,27 +28,32 @@ WRITERS = {
 }
 
 
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line; `arguments` replaces sys.argv[1:]."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = make_parser(__doc__)
     parser.add_argument("--root", type=Path, required=True, help="a new or empty folder")
-    return parser.parse_args(arguments)
+    return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    root = parse_args(arguments).root.expanduser()
+def prepare(args: argparse.Namespace) -> None:
+    """Draws every miniature.
+
+    Raises:
+        ValueError: the folder is not empty.
+    """
+    root = args.root.expanduser()
     if root.is_dir() and any(root.iterdir()):
-        print(f"prepare_miniatures: {root} is not empty; give a new folder.", file=sys.stderr)
-        return 1
+        raise ValueError(f"{root} is not empty; give a new folder.")
     root.mkdir(parents=True, exist_ok=True)
     for name, write in WRITERS.items():
         write(root)
         print(f"drew {name}")
     print(f"The miniatures are in {root}; `export DETECTRON2_DATASETS={root}` to use them.")
-    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_main(prepare, build_parser().parse_args(arguments))
 
 
 if __name__ == "__main__":

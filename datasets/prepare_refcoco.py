@@ -41,7 +41,7 @@ from rose_d2.data.datasets.refcoco import (
     load_splits,
 )
 from rose_d2.data.datasets.refer_files import references_file
-from rose_d2.prepare.preparation import preparation_parser, run_main, run_parallel
+from rose_d2.prepare.preparation import preparation_parser, run_parallel, run_preparation
 
 logger = logging.getLogger("prepare_refcoco")
 
@@ -243,4 +243,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main, build_parser()))
+    sys.exit(run_preparation(main, build_parser()))

@@ -286,9 +286,19 @@ def make_run(args: argparse.Namespace, images: list[Path]) -> "FolderRun":
     )
 
 
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line; KEY VALUE pairs at the end need no --opts behind a single value."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if any(word.startswith("--") for word in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.opts = [*args.opts, *rest]
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    args = build_parser().parse_args(argv)
+    args = parse_args(argv)
     try:
         use_custom_data(args)
         check_options(args)

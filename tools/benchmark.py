@@ -19,6 +19,7 @@ they report the time of each part, images a second, the peak memory and the FLOP
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from detectron2.config import CfgNode
 
 import rose_d2  # noqa: F401  (registers the model and the datasets)
 from rose_d2.checkpoint.checkpointer import RoseCheckpointer
+from rose_d2.command_line import add_config_arguments, make_parser, run_main
 from rose_d2.config.read import read_config
 from rose_d2.data.build import build_rose_test_loader
 from rose_d2.engine.evaluate import check_test_datasets
@@ -41,14 +43,12 @@ from rose_d2.profiling.pipeline import (
 from rose_d2.profiling.steps import measure_inference, measure_training, report_step
 
 
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; `arguments` replaces sys.argv[1:]."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     data = commands.add_parser("data", help="images a second of the data pipeline")
-    data.add_argument("--config-file", default="configs/rose_7b.yaml", help="default: %(default)s")
+    add_config_arguments(data, default="configs/rose_7b.yaml")
     data.add_argument(
         "--dataset",
         action="append",
@@ -64,9 +64,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         help="instead of the speed, report the memory a loader worker has for itself",
     )
     evaluation = commands.add_parser("eval", help="time and memory of the evaluators")
-    evaluation.add_argument(
-        "--config-file", default="configs/rose_tiny.yaml", help="default: %(default)s"
-    )
     evaluation.add_argument("--dataset", action="append", required=True, help="repeat for several")
     evaluation.add_argument(
         "--num", type=int, default=100, help="images per dataset (default: %(default)s)"
@@ -78,18 +75,10 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     for command in (train, infer):
         command.add_argument(
-            "--config-file", default="configs/rose_tiny.yaml", help="default: %(default)s"
-        )
-        command.add_argument(
             "--num", type=int, default=5, help="steps to measure (default: %(default)s)"
         )
-    for command in (data, evaluation, train, infer):
-        command.add_argument(
-            "--opts",
-            nargs=argparse.REMAINDER,
-            default=[],
-            help="changes to the config, at the end",
-        )
+    for command in (evaluation, train, infer):
+        add_config_arguments(command, default="configs/rose_tiny.yaml")
     return parser.parse_args(arguments)
 
 
@@ -160,32 +149,29 @@ def report_inference(cfg: CfgNode, batch_size: int, num: int) -> None:
     print(report_step(title, cfg, cost))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    args = parse_args(arguments)
-    try:
-        cfg = make_config(args)
-        if args.command == "eval":
-            for dataset in args.dataset:
-                report_evaluation(cfg, dataset, args.num)
-            return 0
-        if args.command == "train":
-            report_training(cfg, args.num)
-            return 0
-        if args.command == "infer":
-            for batch_size in args.batch_size:
-                report_inference(cfg, batch_size, args.num)
-            return 0
+def benchmark(args: argparse.Namespace) -> None:
+    """Measure what the command asks for and print it."""
+    cfg = make_config(args)
+    if args.command == "eval":
+        for dataset in args.dataset:
+            report_evaluation(cfg, dataset, args.num)
+    elif args.command == "train":
+        report_training(cfg, args.num)
+    elif args.command == "infer":
+        for batch_size in args.batch_size:
+            report_inference(cfg, batch_size, args.num)
+    else:
         report = report_memory if args.memory else report_speed
         with tempfile.TemporaryDirectory() as folder:
             if not args.dataset:
                 register_coco_like(Path(folder), num_images=min(args.num, 200))
             for dataset in args.dataset or [COCO_LIKE]:
                 report(cfg, dataset, args.num)
-    except (ValueError, OSError) as error:
-        print(f"benchmark: {error}", file=sys.stderr)
-        return 1
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_main(benchmark, parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import logging
 import os
 import sys
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
+from rose_d2.command_line import make_parser, run_main
 from rose_d2.config.defaults import add_rose_config
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
 from rose_d2.data.datasets.builtin import DEFAULT_ROOT, register_all
@@ -119,11 +121,9 @@ def _sentence(error: Exception) -> str:
     return detail if isinstance(error, ValueError | OSError) else f"{type(error).__name__} {detail}"
 
 
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; `arguments` replaces sys.argv[1:]."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "--root",
         default=os.environ.get("DETECTRON2_DATASETS", DEFAULT_ROOT),
@@ -217,9 +217,8 @@ def exit_status(reports: list[DatasetReport], *, named: bool) -> int:
     return 0 if PRESENT in states and DAMAGED not in states else 1
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    args = parse_args(arguments)
+def check(args: argparse.Namespace) -> int:
+    """Print the table and what to get; return the exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     root = Path(args.root).expanduser()
     print(f"Datasets under {root} (choose another folder with --root or DETECTRON2_DATASETS)\n")
@@ -229,6 +228,11 @@ def main(arguments: list[str] | None = None) -> int:
     counts = {s: sum(r.status == s for r in reports) for s in (PRESENT, PARTIAL, MISSING, DAMAGED)}
     print("\n" + ", ".join(f"{count} {status}" for status, count in counts.items()))
     return exit_status(reports, named=bool(args.dataset))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_main(check, parse_args(arguments))
 
 
 if __name__ == "__main__":

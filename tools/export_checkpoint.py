@@ -20,7 +20,7 @@ import argparse
 import gc
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -34,6 +34,7 @@ import rose_d2  # noqa: F401  (registers the model)
 from rose_d2.checkpoint.checkpointer import RoseCheckpointer
 from rose_d2.checkpoint.export import DTYPES, export_bases, export_merged, export_trainable
 from rose_d2.checkpoint.weights import consolidated_to_safetensors, is_consolidated, refuse_shards
+from rose_d2.command_line import add_config_arguments, make_parser, run_main
 from rose_d2.config.read import read_config
 from rose_d2.predictor.predictor import RosePredictor, find_weights
 
@@ -96,12 +97,10 @@ def deviations(
     }
 
 
-def parse_args(argv: list[str]) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, help="the config of the training")
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; `arguments` replaces sys.argv[1:]."""
+    parser = make_parser(__doc__)
+    add_config_arguments(parser)
     parser.add_argument(
         "--weights", required=True, help="a checkpoint folder or its model.safetensors"
     )
@@ -114,10 +113,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--no-check", action="store_true", help="merged: do not load and compare the result"
     )
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config"
-    )
-    return parser.parse_args(argv)
+    return parser.parse_args(arguments)
 
 
 def load(config_file: str, opts: list[str]) -> tuple[CfgNode, nn.Module]:
@@ -183,21 +179,20 @@ def export_any(args: argparse.Namespace) -> dict[str, float]:
         return export(args)
 
 
-def main(argv: list[str]) -> int:
+def export_and_report(args: argparse.Namespace) -> None:
     """Export, and say what was written and how well it agrees."""
-    args = parse_args(argv)
     logging.getLogger("rose_d2").setLevel(logging.WARNING)
-    try:
-        found = export_any(args)
-    except (FileNotFoundError, OSError, ValueError) as error:
-        print(f"export_checkpoint.py: error: {error}", file=sys.stderr)
-        return 1
+    found = export_any(args)
     for path in sorted(p for p in args.output.rglob("*") if p.is_file()):
         print(f"{path.stat().st_size / 1e6:10.2f} MB  {path.relative_to(args.output)}")
     for name, deviation in found.items():
         print(f"same {name} after loading it again, up to {deviation:.1e} of their range")
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_main(export_and_report, parse_args(arguments))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

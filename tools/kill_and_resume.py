@@ -17,12 +17,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors.torch import load_file
+
+from rose_d2.command_line import make_parser, run_main
 
 ROOT = Path(__file__).parents[1]
 # A save takes some hundredths of a second for a small model, and the kill should come inside.
@@ -37,17 +39,15 @@ class Kill(NamedTuple):
     saved_iteration: int
 
 
-def parse_args(argv: list[str]) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; `arguments` replaces sys.argv[1:]."""
+    parser = make_parser(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder for both runs")
     parser.add_argument("--kills", type=int, default=20, help="how often to kill (default: 20)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="relative, of losses")
     parser.add_argument("train_args", nargs="+", help="arguments of train_net.py")
-    return parser.parse_args(argv)
+    return parser.parse_args(arguments)
 
 
 def kill_repeatedly(
@@ -189,6 +189,8 @@ def _finish(output: Path, train_args: list[str]) -> tuple[float, float]:
 
 def run(args: argparse.Namespace) -> None:
     """Do both runs and print what happened."""
+    if args.output.exists():
+        raise ValueError(f"{args.output} exists already; name a new folder.")
     whole, killed = args.output / "whole", args.output / "killed"
     first, seconds = _finish(whole, args.train_args)
     print(f"undisturbed: {seconds:.0f} s, the first step after {first:.0f} s", flush=True)
@@ -217,16 +219,10 @@ def run(args: argparse.Namespace) -> None:
     print(f"{len(kills)} kills. {compare(whole, killed, args.tolerance)}")
 
 
-def main(argv: list[str]) -> None:
-    """Run, and end with one sentence if the runs do not agree."""
-    args = parse_args(argv)
-    if args.output.exists():
-        sys.exit(f"kill_and_resume.py: error: {args.output} exists already; name a new folder.")
-    try:
-        run(args)
-    except ValueError as error:
-        sys.exit(f"kill_and_resume.py: error: {error}")
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_main(run, parse_args(arguments))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

@@ -11,11 +11,13 @@ means over the seeds and their standard deviation, in percent.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 
 from detectron2.data import MetadataCatalog
 
 import rose_d2  # noqa: F401  (registers the model and the datasets)
-from rose_d2.config.read import read_config
+from rose_d2.command_line import add_config_arguments, make_parser, run_main
+from rose_d2.config.read import read_released_config
 from rose_d2.data.build import load_dataset_dicts
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
 from rose_d2.engine.evaluate import check_test_datasets
@@ -23,33 +25,26 @@ from rose_d2.predictor.predictor import RosePredictor
 from rose_d2.refinement.synthetic_turns import refine_synthetic_turns, summarise
 
 
-def parse_args(argv: list[str]) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, help="the config of the weights")
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; `arguments` replaces sys.argv[1:]."""
+    parser = make_parser(__doc__)
+    add_config_arguments(parser)
     parser.add_argument(
         "--dataset", default="clipart_panoptic_val", help="a registered dataset with object masks"
     )
     parser.add_argument("--num", type=int, default=200, help="images, from the first; 0: all")
     parser.add_argument("--seeds", type=int, default=3, help="repetitions with other corruptions")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(arguments)
     if args.seeds < 1 or args.num < 0:
         parser.error("--seeds must be at least 1 and --num at least 0")
     return args
 
 
-def main(argv: list[str]) -> None:
+def measure(args: argparse.Namespace) -> None:
     """Print the table and the JSON."""
-    args = parse_args(argv)
-    try:
-        check_test_datasets([args.dataset])
-        cfg = read_config(args.config_file, args.opts)
-        model = RosePredictor(cfg).model
-    except (OSError, ValueError) as error:
-        sys.exit(f"measure_refinement.py: error: {error}")
+    check_test_datasets([args.dataset])
+    cfg = read_released_config(args.config_file, args.opts)
+    model = RosePredictor(cfg).model
     dicts = load_dataset_dicts(args.dataset, filter_empty=True)[: args.num or None]
     metadata = MetadataCatalog.get(args.dataset)
     has_stuff = metadata.evaluator_type in ("sem_seg", "coco_panoptic_seg")
@@ -84,5 +79,10 @@ def print_table(summary: dict[str, dict[str, tuple[float, float]]]) -> None:
     print()
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_main(measure, parse_args(arguments))
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

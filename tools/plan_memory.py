@@ -12,20 +12,20 @@ is covered by --reserve. The exit status is 0 if training as configured fits, 2 
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 import rose_d2  # noqa: F401  (registers the model)
+from rose_d2.command_line import add_config_arguments, make_parser, run_main
 from rose_d2.config.read import read_config
 from rose_d2.profiling.memory_plan import MemoryPlan, plan_inference, plan_training
 
 GIGABYTE = 1e9
 
 
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; `arguments` replaces sys.argv[1:]."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True)
+    parser = make_parser(__doc__)
+    add_config_arguments(parser)
     parser.add_argument("--num-gpus", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--gpu-memory", type=float, required=True, help="of one GPU, in GB (10^9)")
     parser.add_argument(
@@ -39,9 +39,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--inference-batch", type=int, default=1, help="images at once (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="changes to the config, at the end"
     )
     return parser.parse_args(arguments)
 
@@ -59,29 +56,29 @@ def report(plan: MemoryPlan, available: float) -> bool:
     return fits
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    args = parse_args(arguments)
+def plan(args: argparse.Namespace) -> int:
+    """Print the plans; the status is 2 where the training does not fit."""
     available = args.gpu_memory * GIGABYTE * (1 - args.reserve / 100)
     fits = True
-    try:
-        cfg = read_config(args.config_file, args.opts)
-        print(
-            f"{args.config_file}: {args.num_gpus} x {args.gpu_memory:g} GB, "
-            f"{args.reserve:g} % in reserve, engine {cfg.SOLVER.ENGINE}"
-            + (f", ZeRO {cfg.SOLVER.DEEPSPEED.ZERO_STAGE}" * (cfg.SOLVER.ENGINE == "deepspeed"))
-        )
-        if args.only != "inference":
-            fits = report(plan_training(cfg, args.num_gpus), available)
-            cfg.MODEL.LMM.GRADIENT_CHECKPOINTING = not cfg.MODEL.LMM.GRADIENT_CHECKPOINTING
-            report(plan_training(cfg, args.num_gpus), available)
-        if args.only != "training":
-            for plan in plan_inference(cfg, args.inference_batch):
-                report(plan, available)
-    except ValueError as error:
-        print(f"plan_memory: {error}", file=sys.stderr)
-        return 1
+    cfg = read_config(args.config_file, args.opts)
+    print(
+        f"{args.config_file}: {args.num_gpus} x {args.gpu_memory:g} GB, "
+        f"{args.reserve:g} % in reserve, engine {cfg.SOLVER.ENGINE}"
+        + (f", ZeRO {cfg.SOLVER.DEEPSPEED.ZERO_STAGE}" * (cfg.SOLVER.ENGINE == "deepspeed"))
+    )
+    if args.only != "inference":
+        fits = report(plan_training(cfg, args.num_gpus), available)
+        cfg.MODEL.LMM.GRADIENT_CHECKPOINTING = not cfg.MODEL.LMM.GRADIENT_CHECKPOINTING
+        report(plan_training(cfg, args.num_gpus), available)
+    if args.only != "training":
+        for inference in plan_inference(cfg, args.inference_batch):
+            report(inference, available)
     return 0 if fits else 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_main(plan, parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Evaluate the result, not the original: `train_net.py --eval-only MODEL.WEIGHTS <
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,21 +18,20 @@ import yaml
 from safetensors.torch import save_file
 
 from rose_d2.checkpoint.weights import read_safetensors
+from rose_d2.command_line import make_parser, run_main
 
 PROGRESS = ("d2.utils.events", "rose_d2.data.build]: Training on")
 
 
-def parse_args(argv: list[str]) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; `arguments` replaces sys.argv[1:]."""
+    parser = make_parser(__doc__)
     parser.add_argument("--run", type=Path, required=True, help="OUTPUT_DIR of the training run")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument(
         "--checkpoint", help="checkpoint folder inside --run (default: the last one)"
     )
-    return parser.parse_args(argv)
+    return parser.parse_args(arguments)
 
 
 def release(run: Path, checkpoint: str | None, output: Path) -> None:
@@ -71,16 +71,17 @@ def _halved(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.half() if tensor.dtype == torch.float32 else tensor
 
 
-def main(argv: list[str]) -> None:
+def release_and_report(args: argparse.Namespace) -> None:
     """Release, and say where."""
-    args = parse_args(argv)
-    try:
-        release(args.run, args.checkpoint, args.output)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"release_checkpoint.py: error: {error}")
+    release(args.run, args.checkpoint, args.output)
     size = (args.output / "model.safetensors").stat().st_size / 1e6
     print(f"{args.output}: model.safetensors has {size:.1f} MB")
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_main(release_and_report, parse_args(arguments))
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

@@ -13,7 +13,7 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from torch import nn
 
 import rose_d2  # noqa: F401  (registers the model and the datasets)
 from rose_d2.checkpoint.weights import load_weights
+from rose_d2.command_line import make_parser, run_main
 from rose_d2.config.read import read_config
 from rose_d2.engine.non_finite import (
     CONFIG_NAME,
@@ -158,25 +159,24 @@ def report_replay(dump: StepDump, replay: StepReplay) -> str:
     return "\n".join(lines)
 
 
-def parse_args(argv: list[str]) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; `arguments` replaces sys.argv[1:]."""
+    parser = make_parser(__doc__)
     parser.add_argument("folder", help="the dump, named by the message of the stopped run")
     parser.add_argument("--rank", type=int, help="whose part of the step; default: the first")
     parser.add_argument("--device", help="cpu or cuda; default: that of the run, if it is there")
-    return parser.parse_args(argv)
+    return parser.parse_args(arguments)
 
 
-def main(argv: list[str]) -> None:
+def replay(args: argparse.Namespace) -> None:
     """Print the report."""
-    args = parse_args(argv)
-    try:
-        print(report_replay(*replay_step(args.folder, rank=args.rank, device=args.device)))
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"replay_step.py: {error}") from None
+    print(report_replay(*replay_step(args.folder, rank=args.rank, device=args.device)))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_main(replay, parse_args(arguments))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

@@ -13,39 +13,33 @@ folder `rescored` beside the predictions.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.evaluation import print_csv_format
 from detectron2.utils.logger import setup_logger
 
 import rose_d2  # noqa: F401  (registers the datasets)
+from rose_d2.command_line import add_config_arguments, make_parser, run_main
 from rose_d2.engine.evaluate import SavedRun
 from rose_d2.evaluation.predictions import DESCRIPTION_NAME
 from rose_d2.reports.record import run_record, write_record
 from rose_d2.reports.report import write_report
 
 
-def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; `arguments` replaces sys.argv[1:]."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument(
         "predictions", type=Path, help="OUTPUT_DIR/predictions, or one dataset's folder in it"
     )
     parser.add_argument(
         "--dataset", action="append", help="score only this one; repeat for several (default: all)"
     )
-    parser.add_argument("--config-file", help="default: the one saved beside the predictions")
     parser.add_argument(
         "--output-dir", type=Path, help="default: the folder `rescored` beside the predictions"
     )
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        help="changes to the config that concern scoring only, at the end",
-    )
+    add_config_arguments(parser, required=False)  # default: the one saved beside the predictions
     return parser.parse_args(arguments)
 
 
@@ -85,18 +79,16 @@ def score(args: argparse.Namespace) -> Path:
     return output_dir
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return the exit status."""
-    args = parse_args(arguments)
+def score_and_report(args: argparse.Namespace) -> None:
+    """Score, and say where the results are."""
     for name in ("rose_d2", "detectron2"):
         setup_logger(name=name)
-    try:
-        output_dir = score(args)
-    except (ValueError, OSError) as error:
-        print(f"score.py: {error}", file=sys.stderr)
-        return 1
-    print(f"Results are in {output_dir}")
-    return 0
+    print(f"Results are in {score(args)}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_main(score_and_report, parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ below. The samples go round the three situations, both corruptions and the regio
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 
 import rose_d2  # noqa: F401  (registers the datasets)
+from rose_d2.command_line import add_config_arguments, make_parser, run_main
 from rose_d2.config.read import read_config
 from rose_d2.data.build import load_dataset_dicts
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
@@ -59,19 +61,16 @@ KINDS = (
 )
 
 
-def parse_args(argv: list[str]) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, help="a config, for sizes and IoU ranges")
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; `arguments` replaces sys.argv[1:]."""
+    parser = make_parser(__doc__)
+    add_config_arguments(parser)
     parser.add_argument("--dataset", default="clipart_panoptic_val", help="a registered dataset")
     parser.add_argument("--num", type=int, default=2 * len(KINDS), help="samples to draw")
     parser.add_argument("--columns", type=int, default=2, help="samples side by side")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other samples")
     parser.add_argument("--output", type=Path, required=True, help="picture to write, .png")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(arguments)
     if args.num < 1 or args.columns < 1:
         parser.error("--num and --columns must be at least 1")
     return args
@@ -196,18 +195,19 @@ def _wrapped(text: str) -> list[str]:
     return lines
 
 
-def main(argv: list[str]) -> None:
+def show(args: argparse.Namespace) -> None:
     """Draw the sheet and say where it is."""
-    args = parse_args(argv)
-    try:
-        cfg = read_config(args.config_file, args.opts)
-        sheet = draw_sheet(make_samples(cfg, args.dataset, args.num, args.seed), args.columns)
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(args.output)
-    except (ValueError, OSError) as error:
-        sys.exit(f"show_refinement.py: error: {error}")
+    cfg = read_config(args.config_file, args.opts)
+    sheet = draw_sheet(make_samples(cfg, args.dataset, args.num, args.seed), args.columns)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(args.output)
     print(f"{args.num} samples of {args.dataset} are in {args.output}")
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_main(show, parse_args(arguments))
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

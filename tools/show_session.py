@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import rose_d2  # noqa: F401  (registers the model)
+from rose_d2.command_line import add_config_arguments, make_parser, run_main
 from rose_d2.config.read import read_released_config
 from rose_d2.data.image_io import read_image
 from rose_d2.data.mask_corruption import holes_and_patches
@@ -186,39 +187,37 @@ def _box(text: str) -> list[float] | None:
     return [float(word) for word in words]
 
 
-def parse_args(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True, help="config of the model")
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; `arguments` replaces sys.argv[1:]."""
+    parser = make_parser(__doc__)
+    add_config_arguments(parser)
     parser.add_argument("--image", required=True, help="the image that is talked about")
     parser.add_argument("--script", type=Path, required=True, help="the turns, one a line")
     parser.add_argument("--output", type=Path, required=True, help="folder of the results")
     parser.add_argument("--panel", type=int, default=280, help="size of a picture in pixels")
     parser.add_argument("--seed", type=int, default=0, help="of the damage that 'damage' does")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config keys and values")
-    args = parser.parse_args(argv)
+    args = parser.parse_args(arguments)
     if args.panel < 32:
         parser.error("--panel must be at least 32")
     return args
 
 
-def main(argv: Sequence[str]) -> None:
+def show(args: argparse.Namespace) -> None:
     """Hold the conversation and say where the transcript is."""
-    args = parse_args(argv)
-    try:
-        script = args.script.read_text(encoding="utf-8").splitlines()
-        lines = [line for line in script if line.strip() and not line.startswith("#")]
-        cfg = read_released_config(args.config_file, args.opts)
-        session = RosePredictor(cfg).open(read_image(args.image))
-        held = ScriptedSession(session, args.panel, args.seed)
-        turns = [held.say(line) for line in lines]
-        path = write_transcript(turns, args.output, args.panel)
-    except (ValueError, OSError) as error:
-        sys.exit(f"show_session.py: error: {error}")
+    script = args.script.read_text(encoding="utf-8").splitlines()
+    lines = [line for line in script if line.strip() and not line.startswith("#")]
+    cfg = read_released_config(args.config_file, args.opts)
+    session = RosePredictor(cfg).open(read_image(args.image))
+    held = ScriptedSession(session, args.panel, args.seed)
+    turns = [held.say(line) for line in lines]
+    path = write_transcript(turns, args.output, args.panel)
     print(f"{len(turns)} turns are in {path}")
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_main(show, parse_args(arguments))
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

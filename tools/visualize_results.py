@@ -12,12 +12,14 @@ has a score of its own (semantic: mIoU; instance: F1 at IoU 0.5; panoptic: PQ; r
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 import rose_d2  # noqa: F401  (registers the datasets)
+from rose_d2.command_line import make_parser, run_main
 from rose_d2.data.datasets.custom import register_custom
 from rose_d2.evaluation.predictions import DESCRIPTION_NAME
 from rose_d2.files import write_text
@@ -27,11 +29,9 @@ from rose_d2.reports.page import build_page
 _SAY_EVERY_SECONDS = 10
 
 
-def parse_args(argv: list[str]) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line; `arguments` replaces sys.argv[1:]."""
+    parser = make_parser(__doc__)
     parser.add_argument(
         "predictions", type=Path, help="OUTPUT_DIR/predictions, or one dataset's folder in it"
     )
@@ -42,7 +42,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--score-thresh", type=float, default=0.5, help="least objectness of an instance"
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_args(arguments)
     if args.num < 1:
         parser.error(f"--num is {args.num}: show at least 1 image of each kind")
     if args.output.is_dir():
@@ -96,22 +96,22 @@ def score_all(saved: SavedPredictions) -> list[ScoredImage]:
     return scored
 
 
-def main(argv: list[str]) -> None:
+def visualize(args: argparse.Namespace) -> None:
     """Write the page and say where it is."""
-    args = parse_args(argv)
-    try:
-        folder = find_folder(args.predictions, args.dataset)
-        register_custom(custom_data(folder))
-        saved = SavedPredictions(folder, args.dataset, args.score_thresh)
-        scored = score_all(saved)
-        selection = choose_images(scored, args.num, args.seed)
-        page = build_page(saved, scored, selection, args.seed)
-        write_text(args.output, page)
-    except (ValueError, OSError) as error:
-        sys.exit(f"visualize_results.py: error: {error}")
+    folder = find_folder(args.predictions, args.dataset)
+    register_custom(custom_data(folder))
+    saved = SavedPredictions(folder, args.dataset, args.score_thresh)
+    scored = score_all(saved)
+    selection = choose_images(scored, args.num, args.seed)
+    write_text(args.output, build_page(saved, scored, selection, args.seed))
     size = args.output.stat().st_size / 1e6
     print(f"{len(scored)} predictions on {saved.dataset}: {args.output} ({size:.1f} MB)")
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    return run_main(visualize, parse_args(arguments))
+
+
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

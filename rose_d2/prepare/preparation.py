@@ -10,7 +10,6 @@ import logging
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from PIL import Image
 from scipy.ndimage import find_objects
 from tqdm import tqdm
 
+from rose_d2.command_line import make_parser, run_main
 from rose_d2.data.datasets.registration import strict_annotations
 from rose_d2.files import whole_file, write_text
 from rose_d2.structures.mask_codec import ids_to_colours
@@ -33,21 +33,17 @@ Result = TypeVar("Result")
 _ITEMS_PER_CHUNK = 16
 
 
-def preparation_parser(description: str | None) -> argparse.ArgumentParser:
-    """The options every preparation script has; a script adds its own.
+def preparation_parser(
+    description: str | None, *, reads_annotations: bool = True
+) -> argparse.ArgumentParser:
+    """Make the parser that the preparation scripts share; a script adds its own arguments.
 
     Args:
         description: usually the script's docstring.
+        reads_annotations: offer `--strict`.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--root",
-        type=Path,
-        default=Path(os.environ.get("DETECTRON2_DATASETS", "datasets")),
-        help="folder that holds all datasets (default: $DETECTRON2_DATASETS, else ./datasets)",
-    )
+    parser = make_parser(description)
+    add_root_argument(parser)
     parser.add_argument(
         "--num-workers",
         type=int,
@@ -57,45 +53,43 @@ def preparation_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--overwrite", action="store_true", help="make again what is already complete"
     )
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="stop at the first broken annotation instead of counting it",
-    )
+    parser.set_defaults(strict=False)
+    if reads_annotations:
+        parser.add_argument(
+            "--strict",
+            action="store_true",
+            help="stop at the first broken annotation instead of counting it",
+        )
     return parser
 
 
-def run_main(
-    main: Callable[[argparse.Namespace], int | None],
+def add_root_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--root`."""
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path(os.environ.get("DETECTRON2_DATASETS", "datasets")),
+        help="folder that holds all datasets (default: $DETECTRON2_DATASETS, else ./datasets)",
+    )
+
+
+def run_preparation(
+    work: Callable[[argparse.Namespace], int | None],
     parser: argparse.ArgumentParser,
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """Run a preparation script: parse, work, and turn errors into one sentence.
+    """Do `run_main` for a script that prepares a dataset.
 
     Args:
-        main: does the work; its return value, if any, is the exit status.
+        work: does the work; its return value, if any, is the exit status.
         parser: from `preparation_parser`.
         arguments: replaces sys.argv[1:].
-
-    Returns:
-        The exit status: `main`'s or 0, 1 after an error, 130 after Ctrl-C.
     """
     args = parser.parse_args(arguments)
     args.root = args.root.expanduser()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    # A polite kill cleans up like Ctrl-C does.
-    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        with strict_annotations(args.strict):
-            return main(args) or 0
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"{parser.prog}: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{parser.prog}: interrupted; run it again to go on.\n")
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, former)
+    with strict_annotations(args.strict):
+        return run_main(work, args)
 
 
 def run_parallel(

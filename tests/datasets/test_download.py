@@ -12,7 +12,7 @@ import pytest
 
 from rose_d2.prepare import sources
 from rose_d2.prepare.download import RemoteFile, sole_owner
-from rose_d2.prepare.preparation import run_main
+from rose_d2.prepare.preparation import run_preparation
 from rose_d2.prepare.sources import Archive
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "download.py"
@@ -92,7 +92,7 @@ def run(script, table, tmp_path, monkeypatch):
 
         monkeypatch.setattr("builtins.input", asked)
         command = ["--root", str(tmp_path / "root"), *arguments]
-        return run_main(script.main, script.download_parser(), command)
+        return run_preparation(script.main, script.download_parser(), command)
 
     return run
 
@@ -194,7 +194,7 @@ def test_the_list_says_what_is_there(run, capsys):
 
 def test_the_real_table_is_listed(script, tmp_path, capsys):
     arguments = ["--list", "--root", str(tmp_path)]
-    assert run_main(script.main, script.download_parser(), arguments) == 0
+    assert run_preparation(script.main, script.download_parser(), arguments) == 0
     output = capsys.readouterr().out
     row = next(line for line in output.splitlines() if line.startswith("coco_train2017"))
     assert row.split()[1:5] == ["19.3", "GB", "sha256", "missing"]
@@ -210,7 +210,7 @@ def test_mistakes_are_one_sentence(run, capsys):
 
 def test_help_teaches(script, capsys):
     with pytest.raises(SystemExit, match="0"):
-        run_main(script.main, script.download_parser(), ["--help"])
+        run_preparation(script.main, script.download_parser(), ["--help"])
     text = capsys.readouterr().out
     assert "python datasets/download.py ade20k refcoco" in text
     assert "--keep-archives" in text and "Exit status" in text

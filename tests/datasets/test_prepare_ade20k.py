@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from rose_d2.data.datasets.ade20k import Ade20kPaths
-from rose_d2.prepare.preparation import run_main
+from rose_d2.prepare.preparation import run_preparation
 
 SCRIPT_FOLDER = Path(__file__).parents[2] / "datasets"
 
@@ -37,7 +37,7 @@ def prepare(script):
 
     def run(root, *arguments):
         arguments = ["--root", str(root), "--num-workers", "1", *arguments]
-        return run_main(script.main, script.build_parser(), arguments)
+        return run_preparation(script.main, script.build_parser(), arguments)
 
     return run
 

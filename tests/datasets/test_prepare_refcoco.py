@@ -25,7 +25,7 @@ def run(script, tmp_path, capsys):
 
     def run(*arguments, root=tmp_path):
         command = ["--root", str(root), "--num-workers", "1", *arguments]
-        status = script.run_main(script.main, script.build_parser(), command)
+        status = script.run_preparation(script.main, script.build_parser(), command)
         return status, *capsys.readouterr()
 
     return run

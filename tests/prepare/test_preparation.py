@@ -9,8 +9,8 @@ from rose_d2.data.datasets.registration import BrokenAnnotations
 from rose_d2.prepare.preparation import (
     PanopticImage,
     preparation_parser,
-    run_main,
     run_parallel,
+    run_preparation,
     write_coco_panoptic,
     write_label_maps,
 )
@@ -43,7 +43,7 @@ def test_errors_become_one_sentence_and_a_status(error, status, said, capsys):
     def main(args):
         raise error
 
-    assert run_main(main, preparation_parser("Prepares."), []) == status
+    assert run_preparation(main, preparation_parser("Prepares."), []) == status
     message = capsys.readouterr().err
     assert said in message
     assert message.count("\n") == 1
@@ -58,14 +58,14 @@ def test_root_expands_the_home_folder_and_strict_reaches_the_loaders(monkeypatch
         BrokenAnnotations("refs.p").add("empty sentences", "sentence 1")
 
     parser = preparation_parser("Prepares.")
-    assert run_main(main, parser, ["--root", "~/data"]) == 0
+    assert run_preparation(main, parser, ["--root", "~/data"]) == 0
     assert str(seen[0]) == "/home/reader/data"
-    assert run_main(main, parser, ["--strict"]) == 1
+    assert run_preparation(main, parser, ["--strict"]) == 1
     assert "empty sentences" in capsys.readouterr().err
 
 
 def test_the_status_of_main_is_the_status():
-    assert run_main(lambda args: 3, preparation_parser("Checks."), []) == 3
+    assert run_preparation(lambda args: 3, preparation_parser("Checks."), []) == 3
 
 
 def _label_map(value):

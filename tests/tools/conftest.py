@@ -1,7 +1,6 @@
 """What a command needs that measures a trained model."""
 
-import importlib.util
-from pathlib import Path
+import logging
 
 import pytest
 import torch
@@ -12,20 +11,28 @@ from rose_d2.checkpoint.weights import save_weights
 from rose_d2.data.datasets.clipart import clipart_metadata, load_clipart
 from rose_d2.synthetic.clipart import BenchmarkSettings, write_benchmark
 
-TOOLS = Path(__file__).parents[2] / "tools"
+
+@pytest.fixture(autouse=True)
+def log_handlers():
+    """Give back the handlers that a tool adds: they write where only its own test reads."""
+    loggers = [logging.getLogger(name) for name in ("rose_d2", "detectron2")]
+    before = [list(logger.handlers) for logger in loggers]
+    yield
+    for logger, handlers in zip(loggers, before, strict=True):
+        logger.handlers[:] = handlers
 
 
 @pytest.fixture
-def load_tool():
-    """Import a script of tools/ by its name."""
+def refusal(capsys):
+    """Run a tool that has to refuse, and return the one sentence it says."""
 
-    def load(name):
-        spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+    def run(tool, arguments):
+        assert tool.main([str(argument) for argument in arguments]) == 1
+        sentence = capsys.readouterr().err
+        assert sentence.count("\n") == 1, sentence
+        return sentence
 
-    return load
+    return run
 
 
 @pytest.fixture

@@ -58,6 +58,6 @@ def test_saved_iteration_is_that_of_the_last_checkpoint(tool, tmp_path):
     assert tool.saved_iteration(tmp_path) == 4
 
 
-def test_a_folder_in_use_is_refused(tool, tmp_path):
-    with pytest.raises(SystemExit, match="exists already"):
-        tool.main(["--output", str(tmp_path), "--", "--config-file", "any.yaml"])
+def test_a_folder_in_use_is_refused(tool, tmp_path, refusal):
+    arguments = ["--output", tmp_path, "--", "--config-file", "any.yaml"]
+    assert "exists already" in refusal(tool, arguments)

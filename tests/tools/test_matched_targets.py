@@ -1,11 +1,12 @@
 import json
 
 import pytest
+from scripts import load_script
 
 
 @pytest.fixture
-def tool(load_tool):
-    return load_tool("matched_targets")
+def tool():
+    return load_script("tools/matched_targets.py")
 
 
 def test_a_random_model_is_measured_at_the_targets_patches(tool, two_scenes, saved_model, capsys):
@@ -23,13 +24,12 @@ def test_a_random_model_is_measured_at_the_targets_patches(tool, two_scenes, sav
         (["MODEL.NO_SUCH_KEY", "1"], "NO_SUCH_KEY"),
     ],
 )
-def test_wrong_settings_are_named(tool, two_scenes, saved_model, wrong, message):
+def test_wrong_settings_are_named(tool, two_scenes, saved_model, refusal, wrong, message):
     options = ["--config-file", saved_model, "--dataset", two_scenes]
-    with pytest.raises(SystemExit, match=f"matched_targets.py: error: .*{message}"):
-        tool.main([*options, *wrong])
+    sentence = refusal(tool, [*options, *wrong])
+    assert sentence.startswith("matched_targets.py: error: ") and message in sentence
 
 
-def test_an_unknown_dataset_is_refused_before_the_model_is_built(tool):
+def test_an_unknown_dataset_is_refused_before_the_model_is_built(tool, refusal):
     options = ["--config-file", "nowhere.yaml", "--dataset", "clipart_panoptic_vall"]
-    with pytest.raises(SystemExit, match="error: .*not registered; near are clipart_panoptic_val"):
-        tool.main(options)
+    assert "not registered; near are clipart_panoptic_val" in refusal(tool, options)

@@ -1,11 +1,12 @@
 import json
 
 import pytest
+from scripts import load_script
 
 
 @pytest.fixture
-def tool(load_tool):
-    return load_tool("measure_refinement")
+def tool():
+    return load_script("tools/measure_refinement.py")
 
 
 def test_a_random_model_is_measured_on_two_scenes(tool, two_scenes, saved_model, capsys):
@@ -20,10 +21,9 @@ def test_a_random_model_is_measured_on_two_scenes(tool, two_scenes, saved_model,
     assert "mask" in table and f"{mean:.1f} ± {spread:.1f}" in table
 
 
-def test_a_measurement_without_weights_is_refused(tool, two_scenes, saved_model):
+def test_a_measurement_without_weights_is_refused(tool, two_scenes, saved_model, refusal):
     options = ["--config-file", saved_model, "--dataset", two_scenes, "MODEL.WEIGHTS", ""]
-    with pytest.raises(SystemExit, match="error: MODEL.WEIGHTS is empty"):
-        tool.main(options)
+    assert "error: MODEL.WEIGHTS is empty" in refusal(tool, options)
 
 
 def test_a_measurement_without_seeds_is_refused(tool, capsys):

@@ -45,4 +45,4 @@ def test_inference_is_planned_too(plan_memory, capsys):
 
 def test_a_mistake_is_one_sentence(plan_memory, capsys):
     assert plan_memory.main([*TINY, "--gpu-memory", "80", "--num-gpus", "3"]) == 1
-    assert capsys.readouterr().err == "plan_memory: 3 GPUs cannot share\n"
+    assert capsys.readouterr().err == "plan_memory.py: error: 3 GPUs cannot share\n"

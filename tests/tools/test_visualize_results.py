@@ -74,28 +74,22 @@ def test_page_of_custom_data_from_the_folder_of_all_predictions(tool, custom, tm
     assert [path.name for path in output.parent.iterdir()] == ["page.html"]
 
 
-def failure(tool, *argv):
-    with pytest.raises(SystemExit) as caught:
-        tool.main([str(arg) for arg in argv])
-    return str(caught.value.code)
-
-
-def test_bad_folders(tool, custom, tmp_path):
+def test_bad_folders(tool, custom, tmp_path, refusal):
     page = tmp_path / "page.html"
     (tmp_path / "empty").mkdir()
-    empty = failure(tool, tmp_path / "empty", "--output", page)
+    empty = refusal(tool, [tmp_path / "empty", "--output", page])
     assert empty.startswith("visualize_results.py: error: No predictions in")
-    other = failure(tool, custom, "--dataset", "my_cats", "--output", page)
+    other = refusal(tool, [custom, "--dataset", "my_cats", "--output", page])
     assert "No predictions of my_cats" in other
     assert "there are my_dogs" in other
     PredictionStore(custom / "more", {"dataset": "more"})
-    assert "predictions of more, my_dogs; name one" in failure(tool, custom, "--output", page)
+    assert "predictions of more, my_dogs; name one" in refusal(tool, [custom, "--output", page])
     assert not page.exists()
 
 
-def test_image_missing(tool, custom, tmp_path):
+def test_image_missing(tool, custom, tmp_path, refusal):
     (tmp_path / "a.png").unlink()
-    message = failure(tool, custom, "--output", tmp_path / "page.html")
+    message = refusal(tool, [custom, "--output", tmp_path / "page.html"])
     assert "1 of the images to show are missing" in message
 
 
