@@ -1,4 +1,4 @@
-"""Names from category embeddings, written by the language model."""
+"""What the language model writes: names of category embeddings, and the response to a prompt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import DynamicCache
 
 from rose_d2.layers.losses import text_cross_entropy
 from rose_d2.modeling.backbone.lmm import LMMBackbone
@@ -24,99 +24,141 @@ from rose_d2.structures.category_names import CategoryNames
 _Node: TypeAlias = "dict[int, _Node]"
 
 
-class TokenTrie:
-    """The set of allowed token sequences; every sequence ends in a leaf.
+class CategoryDecoder:
+    """Splices category embeddings into a fixed prompt and lets the LMM spell the nouns.
 
-    A sequence that continues another one ("car" and "car park") would leave no place to stop, so
-    sequences must include the token that ends them (the period or end token of the template).
+    "USER: <CATEGORY> Please decode this linguistic embedding into a noun concept. ASSISTANT: Sure,
+    it is {name}." (paper section 3.3). Sequences of their own: no image, causal, positions from
+    0, the same in training and inference. It has no weights of its own.
     """
 
-    def __init__(self, sequences: Sequence[Sequence[int]]) -> None:
+    def __init__(self, lmm: LMMBackbone, max_tokens: int) -> None:
         """
         Args:
-            sequences: token ids per name, end token included; equal sequences share the leaf of
-                the first one.
+            lmm: reads the embeddings and writes the names.
+            max_tokens: longest generated name, its final period included.
 
         Raises:
-            ValueError: if there is no sequence, an empty one, or one that is the start of another.
+            ValueError: if the tokenizer has no token of its own for the period.
         """
-        if not sequences or not all(len(sequence) for sequence in sequences):
+        self.lmm = lmm
+        self.tokenizer = lmm.tokenizer
+        self.max_tokens = max_tokens
+        self.prompt = encode_category_prompt(
+            self.tokenizer, CATEGORY_DECODING_USER, CATEGORY_DECODING_ASSISTANT
+        )
+        *_, period, end = encode_name(self.tokenizer, "dog")
+        if self.tokenizer.decode([period]).strip() != ".":
             raise ValueError(
-                f"Got {len(sequences)} sequences of lengths {[len(s) for s in sequences]}; a trie "
-                "needs at least one, each with at least one token."
+                "The tokenizer writes the period together with the name before it, so the end of "
+                "a name could not be told; use another tokenizer."
             )
-        self._root: _Node = {}
-        self._leaves: dict[tuple[int, ...], int] = {}
-        for index, sequence in enumerate(sequences):
-            node = self._root
-            for token in sequence:
-                node = node.setdefault(int(token), {})
-            self._leaves.setdefault(tuple(int(token) for token in sequence), index)
-        for sequence in self._leaves:
-            if self._node_at(sequence):
-                raise ValueError(
-                    f"Got the sequence {list(sequence)}, which is the start of another one; "
-                    "append the end token to every sequence."
-                )
+        self.stop_tokens = (period, end)
 
-    def allowed(self, prefix: Sequence[int]) -> list[int]:
-        """Tokens that may follow a prefix.
+    def loss(self, embeddings: Tensor, names: CategoryNames) -> Tensor:
+        """Cross entropy of the true names.
 
         Args:
-            prefix: tokens generated so far; what follows a complete sequence is not looked at.
+            embeddings: (K, D), K at least 1.
+            names: K true names.
 
         Returns:
-            token ids in the order of the sequences; empty when the prefix is complete.
-
-        Raises:
-            ValueError: if no sequence starts like this.
+            (K,) mean over each name's tokens: its letters, the period and the end token.
         """
-        return list(self._node_at(prefix))
+        targets = [torch.tensor(encode_name(self.tokenizer, name)) for name in names]
+        labels = nn.utils.rnn.pad_sequence(targets, True, IGNORE_INDEX).to(embeddings.device)
+        words = self.lmm.embed_tokens(labels[:, :-1].clamp(min=0))  # the end token is never read
+        prompt = self._splice(embeddings)
+        states = self.lmm.run_text(torch.cat([prompt, words.to(prompt.dtype)], dim=1))
+        states = states[:, prompt.shape[1] - 1 :]  # (K, L, D): each predicts the next token
+        is_word = labels != IGNORE_INDEX
+        name_of_word = is_word.nonzero()[:, 0]
+        return text_cross_entropy(
+            self.lmm.logits(states[is_word]), labels[is_word], name_of_word, len(labels)
+        )
 
-    def leaf(self, prefix: Sequence[int]) -> int | None:
-        """Index of the sequence that a prefix completes, or None while it is unfinished."""
-        for length in range(1, len(prefix) + 1):
-            index = self._leaves.get(tuple(int(token) for token in prefix[:length]))
-            if index is not None:
-                return index
-        return None
-
-    def allowed_mask(
-        self,
-        prefixes: Sequence[Sequence[int]],
-        vocab_size: int,
-        finished_token: int,
-        device: torch.device | None = None,
-    ) -> Tensor:
-        """Allowed next tokens of a batch of prefixes.
+    @torch.no_grad()
+    def generate(self, embeddings: Tensor, trie: CandidateTrie | None = None) -> DecodedNames:
+        """Greedy names of all candidates at once, with a KV cache whose prefix is shared.
 
         Args:
-            prefixes: N lists of tokens generated so far.
-            vocab_size: V, width of the token logits.
-            finished_token: the only token allowed after a complete sequence (the padding token),
-                so that no row is empty.
-            device: device of the result.
-
-        Returns:
-            bool (N, V), at least one True per row.
+            embeddings: (K, D), K may be 0.
+            trie: allowed names (`candidate_trie`), or None for free generation. Every name is
+                then one of them, spelled as it was given, however long.
         """
-        mask = torch.zeros(len(prefixes), vocab_size, dtype=torch.bool)
-        for row, prefix in enumerate(prefixes):
-            mask[row, self.allowed(prefix) or [finished_token]] = True
-        return mask.to(device) if device is not None else mask
+        if not len(embeddings):
+            return DecodedNames(CategoryNames([]), embeddings.new_zeros(0, dtype=torch.float32))
+        cache = self._shared_prefix(len(embeddings))
+        states = self.lmm.run_text(self._behind_prefix(embeddings), cache)[:, -1]
+        count = len(embeddings)
+        tokens = torch.empty(count, 0, dtype=torch.long, device=embeddings.device)
+        log_probs = torch.zeros(count, device=embeddings.device)
+        running = torch.ones(count, dtype=torch.bool, device=embeddings.device)
+        lengths = torch.zeros_like(log_probs)
+        for _ in range(self.max_tokens if trie is None else trie.longest):
+            choices = self._log_probs(states, tokens, trie)  # (K, V)
+            best, token = choices.max(dim=1)
+            log_probs += torch.where(running, best, 0)
+            lengths += running
+            token = torch.where(running, token, self.stop_tokens[1])
+            tokens = torch.cat([tokens, token[:, None]], dim=1)
+            running &= ~self._complete(tokens, trie)
+            if not running.any():
+                break
+            words = self.lmm.embed_tokens(token[:, None]).to(states.dtype)
+            states = self.lmm.run_text(words, cache)[:, -1]
+        return DecodedNames(self._spell(tokens, trie), log_probs / lengths)
 
-    def _node_at(self, prefix: Sequence[int]) -> _Node:
-        node = self._root
-        for token in prefix:
-            if not node:
-                return node
-            if int(token) not in node:
-                raise ValueError(
-                    f"Got the prefix {list(prefix)}, which no sequence of this trie starts with; "
-                    f"token {int(token)} is not one of {list(node)}."
-                )
-            node = node[int(token)]
-        return node
+    def candidate_trie(self, candidates: Sequence[str]) -> CandidateTrie:
+        """Trie of allowed names, for constrained generation."""
+        sequences = [encode_name(self.tokenizer, name)[:-1] for name in candidates]
+        return CandidateTrie(candidates, sequences)
+
+    def _splice(self, embeddings: Tensor) -> Tensor:
+        """Whole prompts (K, L, D)."""
+        before = self._words(self.prompt.before, embeddings)
+        return torch.cat([before, self._behind_prefix(embeddings)], dim=1)
+
+    def _behind_prefix(self, embeddings: Tensor) -> Tensor:
+        after = self._words(self.prompt.after, embeddings)
+        return torch.cat([embeddings[:, None].to(after.dtype), after], dim=1)
+
+    def _words(self, ids: tuple[int, ...], embeddings: Tensor) -> Tensor:
+        tokens = torch.tensor(ids, device=embeddings.device)
+        return self.lmm.embed_tokens(tokens).expand(len(embeddings), -1, -1)  # (K, L, D)
+
+    def _shared_prefix(self, count: int) -> DynamicCache:
+        """The words before the slot are the same for all: run them once, repeat the cache."""
+        cache = DynamicCache()
+        ids = torch.tensor([self.prompt.before], device=next(self.lmm.parameters()).device)
+        self.lmm.run_text(self.lmm.embed_tokens(ids), cache)
+        cache.batch_repeat_interleave(count)
+        return cache
+
+    def _log_probs(self, states: Tensor, tokens: Tensor, trie: CandidateTrie | None) -> Tensor:
+        logits = self.lmm.logits(states).float()
+        # Rows beyond the tokenizer's own are padding of the embedding, never a word.
+        logits[:, len(self.tokenizer) :] = -torch.inf
+        if trie is not None:
+            allowed = trie.allowed_mask(tokens, logits.shape[1], self.stop_tokens[1])
+            logits = logits.masked_fill(~allowed, -torch.inf)
+        return logits.log_softmax(dim=1)
+
+    def _complete(self, tokens: Tensor, trie: CandidateTrie | None) -> Tensor:
+        """Which names are finished, bool (K,). A candidate may have a period in its middle."""
+        if trie is not None:
+            finished = [not trie.allowed(row) for row in tokens.tolist()]
+            return torch.tensor(finished, device=tokens.device)
+        return torch.isin(tokens[:, -1], torch.tensor(self.stop_tokens, device=tokens.device))
+
+    def _spell(self, tokens: Tensor, trie: CandidateTrie | None) -> CategoryNames:
+        if trie is not None:
+            return CategoryNames([trie.spell(row) for row in tokens.tolist()])
+        names = []
+        for row in tokens.tolist():
+            stop = next((i for i, t in enumerate(row) if t in self.stop_tokens), len(row))
+            names.append(self.tokenizer.decode(row[:stop], skip_special_tokens=True).strip())
+        return CategoryNames(names)
 
 
 @dataclass
@@ -129,11 +171,14 @@ class DecodedNames:
     """
 
     names: CategoryNames
-    scores: torch.Tensor
+    scores: Tensor
 
 
-class CandidateTrie(TokenTrie):
-    """Allowed names as a trie of their tokens.
+class CandidateTrie:
+    """The names that decoding may spell, as a trie of their tokens; every name ends in a leaf.
+
+    A name that continues another one ("car" and "car park") would leave no place to stop, so the
+    sequences must include the token that ends them (the period of the template).
 
     Attributes:
         names: the allowed names.
@@ -144,169 +189,78 @@ class CandidateTrie(TokenTrie):
         """
         Args:
             names: V names; of names that are spelled alike the first one is meant.
-            sequences: their tokens, each with its final period.
-        """
-        super().__init__(sequences)
-        self.names = tuple(names)
-        self.longest = max(len(sequence) for sequence in sequences)
-
-    def spell(self, tokens: Sequence[int]) -> str:
-        """The name that tokens complete, as it was given."""
-        leaf = self.leaf(tokens)
-        assert leaf is not None, f"The tokens {list(tokens)} complete no candidate."
-        return self.names[leaf]
-
-
-class CategoryDecoder:
-    """Splices category embeddings into a fixed prompt and lets the LMM spell the nouns.
-
-    "USER: <CATEGORY> Please decode this linguistic embedding into a noun concept. ASSISTANT: Sure,
-    it is {name}." (paper section 3.3). Sequences of their own: no image, causal, positions from
-    0, the same in training and inference. It has no weights; the LMM is handed to it.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
-        """
-        Args:
-            tokenizer: the LMM's.
-            max_tokens: longest generated name, its final period included.
+            sequences: their token ids, each with the token that ends it.
 
         Raises:
-            ValueError: if the tokenizer has no token of its own for the period.
+            ValueError: if there is no sequence, an empty one, or one that is the start of another.
         """
-        self.tokenizer = tokenizer
-        self.max_tokens = max_tokens
-        self.prompt = encode_category_prompt(
-            tokenizer, CATEGORY_DECODING_USER, CATEGORY_DECODING_ASSISTANT
-        )
-        *_, period, end = encode_name(tokenizer, "dog")
-        if tokenizer.decode([period]).strip() != ".":
+        if not sequences or not all(len(sequence) for sequence in sequences):
             raise ValueError(
-                "The tokenizer writes the period together with the name before it, so the end of "
-                "a name could not be told; use another tokenizer."
+                f"Got {len(sequences)} sequences of lengths {[len(s) for s in sequences]}; a trie "
+                "needs at least one, each with at least one token."
             )
-        self.stop_tokens = (period, end)
+        self.names = tuple(names)
+        self.longest = max(len(sequence) for sequence in sequences)
+        self._root: _Node = {}
+        self._leaves: dict[tuple[int, ...], str] = {}
+        for name, sequence in zip(names, sequences, strict=True):
+            node = self._root
+            for token in sequence:
+                node = node.setdefault(token, {})
+            self._leaves.setdefault(tuple(sequence), name)
+        for leaf in self._leaves:
+            if self.allowed(leaf):
+                raise ValueError(
+                    f"Got the sequence {list(leaf)}, which is the start of another one; append "
+                    "the end token to every sequence."
+                )
 
-    def loss(
-        self, lmm: LMMBackbone, embeddings: torch.Tensor, names: CategoryNames
-    ) -> torch.Tensor:
-        """Cross entropy of the true names.
+    def allowed(self, prefix: Sequence[int]) -> list[int]:
+        """Tokens that may follow a prefix.
 
         Args:
-            lmm: the language model.
-            embeddings: (K, D), K at least 1.
-            names: K true names.
+            prefix: tokens generated so far; what follows a complete name is not looked at.
 
         Returns:
-            (K,) mean over each name's tokens: its letters, the period and the end token.
-        """
-        targets = [torch.tensor(encode_name(self.tokenizer, name)) for name in names]
-        labels = nn.utils.rnn.pad_sequence(targets, True, IGNORE_INDEX).to(embeddings.device)
-        words = lmm.embed_tokens(labels[:, :-1].clamp(min=0))  # the end token is never read
-        prompt = self._splice(lmm, embeddings)
-        states = lmm.run_text(torch.cat([prompt, words.to(prompt.dtype)], dim=1))
-        states = states[:, prompt.shape[1] - 1 :]  # (K, L, D): each predicts the next token
-        is_word = labels != IGNORE_INDEX
-        name_of_word = is_word.nonzero()[:, 0]
-        return text_cross_entropy(
-            lmm.logits(states[is_word]), labels[is_word], name_of_word, len(labels)
-        )
+            token ids in the order of the sequences; empty when the prefix is complete.
 
-    @torch.no_grad()
-    def generate(
-        self, lmm: LMMBackbone, embeddings: torch.Tensor, trie: CandidateTrie | None = None
-    ) -> DecodedNames:
-        """Greedy names of all candidates at once, with a KV cache whose prefix is shared.
+        Raises:
+            ValueError: if no sequence starts like this.
+        """
+        node = self._root
+        for token in prefix:
+            if not node:
+                break
+            if token not in node:
+                raise ValueError(
+                    f"Got the prefix {list(prefix)}, which no sequence of this trie starts with; "
+                    f"token {token} is not one of {list(node)}."
+                )
+            node = node[token]
+        return list(node)
+
+    def allowed_mask(self, tokens: Tensor, vocab_size: int, finished_token: int) -> Tensor:
+        """Allowed next tokens of a batch of prefixes.
 
         Args:
-            lmm: the language model.
-            embeddings: (K, D), K may be 0.
-            trie: allowed names (`candidate_trie`), or None for free generation. Every name is
-                then one of them, spelled as it was given, however long.
+            tokens: (N, L) long, generated so far.
+            vocab_size: V, width of the token logits.
+            finished_token: the only token allowed after a complete name, so that no row is empty.
+
+        Returns:
+            bool (N, V), at least one True per row.
         """
-        if not len(embeddings):
-            return DecodedNames(CategoryNames([]), embeddings.new_zeros(0, dtype=torch.float32))
-        cache = self._shared_prefix(lmm, len(embeddings))
-        states = lmm.run_text(self._behind_prefix(lmm, embeddings), cache)[:, -1]
-        count = len(embeddings)
-        tokens = torch.empty(count, 0, dtype=torch.long, device=embeddings.device)
-        log_probs = torch.zeros(count, device=embeddings.device)
-        running = torch.ones(count, dtype=torch.bool, device=embeddings.device)
-        lengths = torch.zeros_like(log_probs)
-        for _ in range(self.max_tokens if trie is None else trie.longest):
-            choices = self._log_probs(lmm, states, tokens, trie)  # (K, V)
-            best, token = choices.max(dim=1)
-            log_probs += torch.where(running, best, 0)
-            lengths += running
-            token = torch.where(running, token, self.stop_tokens[1])
-            tokens = torch.cat([tokens, token[:, None]], dim=1)
-            running &= ~self._complete(tokens, trie)
-            if not running.any():
-                break
-            words = lmm.embed_tokens(token[:, None]).to(states.dtype)
-            states = lmm.run_text(words, cache)[:, -1]
-        return DecodedNames(self._spell(tokens, trie), log_probs / lengths)
+        mask = torch.zeros(len(tokens), vocab_size, dtype=torch.bool)
+        for row, prefix in enumerate(tokens.tolist()):
+            mask[row, self.allowed(prefix) or [finished_token]] = True
+        return mask.to(tokens.device)
 
-    def candidate_trie(self, candidates: Sequence[str]) -> CandidateTrie:
-        """Trie of allowed names, for constrained generation."""
-        sequences = [encode_name(self.tokenizer, name)[:-1] for name in candidates]
-        return CandidateTrie(candidates, sequences)
-
-    def _splice(self, lmm: LMMBackbone, embeddings: torch.Tensor) -> torch.Tensor:
-        """Whole prompts (K, L, D)."""
-        before = self._words(lmm, self.prompt.before, embeddings)
-        return torch.cat([before, self._behind_prefix(lmm, embeddings)], dim=1)
-
-    def _behind_prefix(self, lmm: LMMBackbone, embeddings: torch.Tensor) -> torch.Tensor:
-        after = self._words(lmm, self.prompt.after, embeddings)
-        return torch.cat([embeddings[:, None].to(after.dtype), after], dim=1)
-
-    def _words(
-        self, lmm: LMMBackbone, ids: tuple[int, ...], embeddings: torch.Tensor
-    ) -> torch.Tensor:
-        tokens = torch.tensor(ids, device=embeddings.device)
-        return lmm.embed_tokens(tokens).expand(len(embeddings), -1, -1)  # (K, L, D)
-
-    def _shared_prefix(self, lmm: LMMBackbone, count: int) -> DynamicCache:
-        """The words before the slot are the same for all: run them once, repeat the cache."""
-        cache = DynamicCache()
-        ids = torch.tensor([self.prompt.before], device=next(lmm.parameters()).device)
-        lmm.run_text(lmm.embed_tokens(ids), cache)
-        cache.batch_repeat_interleave(count)
-        return cache
-
-    def _log_probs(
-        self,
-        lmm: LMMBackbone,
-        states: torch.Tensor,
-        tokens: torch.Tensor,
-        trie: CandidateTrie | None,
-    ) -> torch.Tensor:
-        logits = lmm.logits(states).float()
-        # Rows beyond the tokenizer's own are padding of the embedding, never a word.
-        logits[:, len(self.tokenizer) :] = -torch.inf
-        if trie is not None:
-            allowed = trie.allowed_mask(
-                tokens.tolist(), logits.shape[1], self.stop_tokens[1], device=logits.device
-            )
-            logits = logits.masked_fill(~allowed, -torch.inf)
-        return logits.log_softmax(dim=1)
-
-    def _complete(self, tokens: torch.Tensor, trie: CandidateTrie | None) -> torch.Tensor:
-        """Which names are finished, bool (K,). A candidate may have a period in its middle."""
-        if trie is not None:
-            finished = [not trie.allowed(row) for row in tokens.tolist()]
-            return torch.tensor(finished, device=tokens.device)
-        return torch.isin(tokens[:, -1], torch.tensor(self.stop_tokens, device=tokens.device))
-
-    def _spell(self, tokens: torch.Tensor, trie: CandidateTrie | None) -> CategoryNames:
-        if trie is not None:
-            return CategoryNames([trie.spell(row) for row in tokens.tolist()])
-        names = []
-        for row in tokens.tolist():
-            stop = next((i for i, t in enumerate(row) if t in self.stop_tokens), len(row))
-            names.append(self.tokenizer.decode(row[:stop], skip_special_tokens=True).strip())
-        return CategoryNames(names)
+    def spell(self, tokens: Sequence[int]) -> str:
+        """The name that tokens complete, as it was given; what follows it is not looked at."""
+        starts = (tuple(tokens[:length]) for length in range(1, len(tokens) + 1))
+        name = next((self._leaves[start] for start in starts if start in self._leaves), None)
+        assert name is not None, f"The tokens {list(tokens)} complete no candidate."
+        return name
 
 
 class ResponseDecoder:
@@ -316,50 +270,39 @@ class ResponseDecoder:
     when TEST.GENERATE_RESPONSE asks for it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int = 128) -> None:
+    def __init__(self, lmm: LMMBackbone, max_tokens: int = 128) -> None:
         """
         Args:
-            tokenizer: the LMM's.
+            lmm: sees the image and writes.
             max_tokens: longest response.
         """
-        self.tokenizer = tokenizer
+        self.lmm = lmm
         self.max_tokens = max_tokens
 
     @torch.no_grad()
     def __call__(
-        self,
-        backbone: LMMBackbone,
-        images: torch.Tensor,
-        prior_masks: torch.Tensor,
-        prompts: list[EncodedPrompt],
+        self, images: Tensor, prior_masks: Tensor, prompts: list[EncodedPrompt]
     ) -> list[str]:
         """Responses to B prompts.
 
         Args:
-            backbone: the LMM.
             images: (B, 3, I, I), RGB in 0..255.
             prior_masks: (B, 1, I, I), 0 or 1.
             prompts: B prompts; their responses, if any, are not shown to the model.
         """
         return [
-            self._respond(backbone, image[None], mask[None], prompt)
+            self._respond(image[None], mask[None], prompt)
             for image, mask, prompt in zip(images, prior_masks, prompts, strict=True)
         ]
 
-    def _respond(
-        self,
-        backbone: LMMBackbone,
-        image: torch.Tensor,
-        prior_mask: torch.Tensor,
-        prompt: EncodedPrompt,
-    ) -> str:
+    def _respond(self, image: Tensor, prior_mask: Tensor, prompt: EncodedPrompt) -> str:
         cache = DynamicCache()
-        state = backbone.read_prompt(image, prior_mask, prompt, cache)  # (1, 1, D)
+        state = self.lmm.read_prompt(image, prior_mask, prompt, cache)  # (1, 1, D)
         tokens: list[int] = []
         while len(tokens) < self.max_tokens:
-            token = backbone.logits(state).argmax(dim=-1)  # (1, 1)
-            if int(token) == self.tokenizer.eos_token_id:
+            token = self.lmm.logits(state).argmax(dim=-1)  # (1, 1)
+            if int(token) == self.lmm.tokenizer.eos_token_id:
                 break
             tokens.append(int(token))
-            state = backbone.run_text(backbone.embed_tokens(token), cache)
-        return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+            state = self.lmm.run_text(self.lmm.embed_tokens(token), cache)
+        return self.lmm.tokenizer.decode(tokens, skip_special_tokens=True).strip()

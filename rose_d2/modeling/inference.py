@@ -1,9 +1,10 @@
-"""The inference half of ROSE: from proposals to detectron2's outputs."""
+"""The inference half of ROSE and its settings: from proposals to detectron2's outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from detectron2.config import CfgNode
@@ -12,10 +13,9 @@ from detectron2.structures import Instances
 
 from rose_d2.layers.masks import mask_nms
 from rose_d2.modeling.assignment import patches_touching, select_patches
-from rose_d2.modeling.backbone.lmm import LMMBackbone
 from rose_d2.modeling.category_decoder import CandidateTrie, CategoryDecoder
-from rose_d2.modeling.mask_head import SAMMaskHead
-from rose_d2.modeling.patch_analyzer import ANY_ROLE, STUFF_ROLE, StandardPatchAnalyzer
+from rose_d2.modeling.mask_head import MaskHead, view_size
+from rose_d2.modeling.patch_analyzer import ANY_ROLE, STUFF_ROLE, PatchAnalyzer
 from rose_d2.modeling.postprocessing import (
     classes_at,
     instance_inference,
@@ -25,7 +25,8 @@ from rose_d2.modeling.postprocessing import (
     semantic_inference,
 )
 from rose_d2.structures.patches import PatchGrid, QueryProposals
-from rose_d2.vocabulary.vocabulary import MAPPING_RULES, CategoryVocabulary
+from rose_d2.vocabulary.text_embeddings import TextEmbeddingBank
+from rose_d2.vocabulary.vocabulary import MAPPING_RULES, CategoryVocabulary, build_vocabulary
 
 # The leaf of a candidate list for everything that is none of the candidates.
 OTHER_NAME = "other"
@@ -44,48 +45,135 @@ class Inference:
 
     def __init__(
         self,
+        *,
         settings: InferenceSettings,
+        grid: PatchGrid,
+        patch_analyzer: PatchAnalyzer,
+        mask_head: MaskHead,
         category_decoder: CategoryDecoder,
         make_vocabulary: Callable[[Metadata], CategoryVocabulary],
     ) -> None:
         """
         Args:
             settings: thresholds and counts.
+            grid: patches of the LMM's view.
+            patch_analyzer: embeds the chosen patches.
+            mask_head: draws their masks.
             category_decoder: names from embeddings.
             make_vocabulary: classes of a dataset from its metadata.
         """
         self.settings = settings
+        self.grid = grid
+        self.patch_analyzer = patch_analyzer
+        self.mask_head = mask_head
         self.category_decoder = category_decoder
         self._make_vocabulary = make_vocabulary
         self._vocabularies: dict[str, CategoryVocabulary] = {}
         self._last_trie: CandidateTrie | None = None
 
+    @classmethod
+    def from_config(
+        cls,
+        cfg: CfgNode,
+        *,
+        grid: PatchGrid,
+        patch_analyzer: PatchAnalyzer,
+        mask_head: MaskHead,
+        category_decoder: CategoryDecoder,
+        text_embeddings: TextEmbeddingBank,
+    ) -> Inference:
+        """Read the TEST group.
+
+        Args:
+            cfg: the full config.
+            grid: see `__init__`, as the next three.
+            patch_analyzer: see there.
+            mask_head: see there.
+            category_decoder: see there.
+            text_embeddings: of class names, for the vocabularies' similarity rule.
+        """
+        return cls(
+            settings=InferenceSettings.from_config(cfg),
+            grid=grid,
+            patch_analyzer=patch_analyzer,
+            mask_head=mask_head,
+            category_decoder=category_decoder,
+            make_vocabulary=partial(build_vocabulary, cfg.clone(), bank=text_embeddings),
+        )
+
     def __call__(
-        self,
-        batched_inputs: list[dict],
-        proposals: QueryProposals,
-        image_embeddings: torch.Tensor,
-        backbone: LMMBackbone,
-        analyzer: StandardPatchAnalyzer,
-        mask_head: SAMMaskHead,
+        self, batched_inputs: list[dict], proposals: QueryProposals, image_embeddings: torch.Tensor
     ) -> list[dict]:
-        """One output dict per input, at its original size (see `ROSE.forward`)."""
+        """One output dict per input, at its original size (see `ROSE.forward`).
+
+        Args:
+            batched_inputs: B dicts.
+            proposals: of the patch analyzer.
+            image_embeddings: (B, E, g, g) of the mask head.
+        """
+        steps = [self.suppress, self.name]
+        if self.settings.nms_class_aware:
+            steps.reverse()
         outputs = []
         for index, item in enumerate(batched_inputs):
-            patches = self._select(proposals, index, item, backbone.grid)
-            predictions = analyzer.embed(proposals, index, patches)
-            input_size = tuple(item["sam_image"].shape[-2:])
-            embedding = image_embeddings[index : index + 1]
-            (low_res,) = mask_head.decode(embedding, [predictions], [input_size])
-            candidates = Instances((item["height"], item["width"]))
-            candidates.scores = predictions.scores
-            candidates.low_res_masks = low_res
-            candidates.pred_roles = self._roles(proposals, patches)
-            candidates.pred_patches = patches
-            candidates.category_embeddings = predictions.category_embeddings
-            candidates.siglip_embeddings = predictions.siglip_embeddings
-            outputs.append(self._finish(candidates, item, backbone, mask_head))
+            candidates = self.draw(item, proposals, image_embeddings, index)
+            for step in steps:
+                candidates = step(candidates, item)
+            outputs.append(self.answer(candidates, item))
         return outputs
+
+    def draw(
+        self, item: dict, proposals: QueryProposals, image_embeddings: torch.Tensor, index: int
+    ) -> Instances:
+        """Choose the patches of image `index` and draw their masks, in low resolution."""
+        patches = self._select(proposals, index, item, self.grid)
+        predictions = self.patch_analyzer.embed(proposals, index, patches)
+        embedding = image_embeddings[index : index + 1]
+        (low_res,) = self.mask_head.decode(embedding, [predictions], [view_size(item)])
+        candidates = Instances((item["height"], item["width"]))
+        candidates.scores = predictions.scores
+        candidates.low_res_masks = low_res
+        candidates.pred_roles = self._roles(proposals, patches)
+        candidates.pred_patches = patches
+        candidates.category_embeddings = predictions.category_embeddings
+        candidates.siglip_embeddings = predictions.siglip_embeddings
+        return candidates
+
+    def suppress(self, candidates: Instances, item: dict) -> Instances:
+        """Mask NMS, on copies of a size that does not grow with the image.
+
+        Names, where there are any already, keep candidates of different names apart.
+        """
+        size = nms_size(candidates.image_size, self.settings.nms_longest_side)
+        logits = self.mask_head.upscale(candidates.low_res_masks, view_size(item), size)
+        kinds = None
+        if candidates.has("pred_category_names"):
+            names = list(candidates.pred_category_names)
+            first = [names.index(name) for name in names]
+            kinds = torch.tensor(first, dtype=torch.long, device=logits.device)
+        return candidates[mask_nms(logits > 0, candidates.scores, self.settings.nms_thresh, kinds)]
+
+    def name(self, candidates: Instances, item: dict) -> Instances:
+        """Spell the names; what is none of the allowed ones drops out."""
+        allowed = _allowed_names(item)
+        trie = self._trie(allowed) if allowed else None
+        decoded = self.category_decoder.generate(candidates.category_embeddings, trie)
+        candidates.pred_category_names = decoded.names
+        candidates.name_scores = decoded.scores
+        if OTHER_NAME not in allowed or OTHER_NAME in item["candidates"]:
+            return candidates
+        chosen = torch.tensor([name != OTHER_NAME for name in decoded.names], dtype=torch.bool)
+        return candidates[chosen.to(candidates.scores.device)]
+
+    def answer(self, candidates: Instances, item: dict) -> dict:
+        """Look up the classes of the names and write the outputs, in the original size."""
+        self._classify(candidates, item)
+        candidates.mask_logits = self.mask_head.upscale(
+            candidates.low_res_masks, view_size(item), candidates.image_size
+        )
+        for field in _INTERNAL_FIELDS:
+            candidates.remove(field)
+        return self._outputs(candidates, item)
 
     def vocabulary(self, dataset_name: str | None) -> CategoryVocabulary | None:
         """Classes of a registered dataset, None where no dataset is named."""
@@ -117,52 +205,6 @@ class Inference:
         if proposals.roles is None:
             return torch.full_like(patches, ANY_ROLE)
         return proposals.roles[patches]
-
-    def _finish(
-        self, candidates: Instances, item: dict, backbone: LMMBackbone, mask_head: SAMMaskHead
-    ) -> dict:
-        """Drop duplicates, spell the names, look up their classes and write the outputs."""
-        class_aware = self.settings.nms_class_aware
-        if not class_aware:
-            candidates = self._suppress(candidates, item, mask_head)
-        candidates = self._name(candidates, item, backbone)
-        if class_aware:
-            candidates = self._suppress(candidates, item, mask_head)
-        self._classify(candidates, item)
-        candidates.mask_logits = mask_head.upscale(
-            candidates.low_res_masks, tuple(item["sam_image"].shape[-2:]), candidates.image_size
-        )
-        for field in _INTERNAL_FIELDS:
-            candidates.remove(field)
-        return self._outputs(candidates, item)
-
-    def _suppress(self, candidates: Instances, item: dict, mask_head: SAMMaskHead) -> Instances:
-        """Mask NMS, on copies of a size that does not grow with the image.
-
-        Names, where there are any already, keep candidates of different names apart.
-        """
-        size = nms_size(candidates.image_size, self.settings.nms_longest_side)
-        logits = mask_head.upscale(
-            candidates.low_res_masks, tuple(item["sam_image"].shape[-2:]), size
-        )
-        kinds = None
-        if candidates.has("pred_category_names"):
-            names = list(candidates.pred_category_names)
-            first = [names.index(name) for name in names]
-            kinds = torch.tensor(first, dtype=torch.long, device=logits.device)
-        return candidates[mask_nms(logits > 0, candidates.scores, self.settings.nms_thresh, kinds)]
-
-    def _name(self, candidates: Instances, item: dict, backbone: LMMBackbone) -> Instances:
-        """Spell the names; what is none of the allowed ones drops out."""
-        allowed = _allowed_names(item)
-        trie = self._trie(allowed) if allowed else None
-        decoded = self.category_decoder.generate(backbone, candidates.category_embeddings, trie)
-        candidates.pred_category_names = decoded.names
-        candidates.name_scores = decoded.scores
-        if OTHER_NAME not in allowed or OTHER_NAME in item["candidates"]:
-            return candidates
-        chosen = torch.tensor([name != OTHER_NAME for name in decoded.names], dtype=torch.bool)
-        return candidates[chosen.to(candidates.scores.device)]
 
     def _trie(self, names: tuple[str, ...]) -> CandidateTrie:
         """For all images of a dataset, or of a folder in the demo, it is the same one."""

@@ -1,9 +1,10 @@
-"""SAM draws the masks: mask embeddings are its sparse prompts."""
+"""The mask head: its contract, and SAM, built, loaded and saved, whose prompts are embeddings."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -24,18 +25,86 @@ from rose_d2.structures.patches import PatchPredictions
 
 OFFICIAL = ("vit_h", "vit_l", "vit_b")
 OFFICIAL_IMAGE_SIZE = 1024
+
+
+class MaskHead(Protocol):
+    """What a mask head offers; a registered class is an `nn.Module` and is called with (cfg)."""
+
+    @property
+    def prompt_dim(self) -> int:
+        """E, width of the mask embeddings it takes."""
+
+    def encode(self, images: list[torch.Tensor]) -> torch.Tensor:
+        """Image embeddings.
+
+        Args:
+            images: B uint8 or float tensors (3, h, w), RGB in 0..255.
+
+        Returns:
+            (B, E, g, g).
+        """
+
+    def decode(
+        self,
+        image_embeddings: torch.Tensor,
+        predictions: list[PatchPredictions],
+        input_sizes: list[tuple[int, int]],
+    ) -> list[torch.Tensor]:
+        """Masks of every image's candidates.
+
+        Args:
+            image_embeddings: (B, E, g, g).
+            predictions: B times K_i candidates with their mask embeddings.
+            input_sizes: B times (h, w) of the views given to `encode`.
+
+        Returns:
+            B tensors (K_i, m, m) of low-resolution logits; (0, m, m) where K_i is 0.
+        """
+
+    def upscale(
+        self, low_res_masks: torch.Tensor, input_size: tuple[int, int], output_size: tuple[int, int]
+    ) -> torch.Tensor:
+        """Masks in the original image.
+
+        Args:
+            low_res_masks: (K, m, m) logits of `decode`.
+            input_size: (h, w) of the view given to `encode`.
+            output_size: (H, W) of the original image.
+
+        Returns:
+            (K, H, W) float32 logits.
+        """
+
+    def targets(
+        self, masks: torch.Tensor, input_size: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ground truth in the frame of the low-resolution logits.
+
+        Args:
+            masks: (N, I, I) bool, in the LMM's square view, which shows the same image.
+            input_size: (h, w) of the view given to `encode`.
+
+        Returns:
+            (N, m, m) float in 0..1, and (m, m) bool, False where nothing is to be learned.
+        """
+
+    def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Named parameters by part; those that no output depends on are left out."""
+
+
 MASK_HEAD_REGISTRY = Registry("ROSE_MASK_HEAD")
-MASK_HEAD_REGISTRY.__doc__ = """
-Modules that draw masks from embeddings.
+MASK_HEAD_REGISTRY.__doc__ = "Modules that draw masks from embeddings; `MaskHead` is the contract."
 
-A registered class is called with (cfg) and offers
 
-* `prompt_dim`: E, width of the embeddings it takes;
-* `encode(images) -> (B, E, g, g)`: features of a list of uint8 RGB images (3, h, w);
-* `decode(image_embeddings, predictions, input_sizes) -> list of (K, m, m)`: low-resolution logits;
-* `upscale(low_res_masks, input_size, output_size) -> (K, H, W)`: logits at the original size;
-* `targets(masks, input_size) -> (soft targets, valid)`: ground truth in the logits' frame.
-"""
+def build_mask_head(cfg: CfgNode) -> MaskHead:
+    """Build MODEL.MASK_HEAD.NAME."""
+    return MASK_HEAD_REGISTRY.get(cfg.MODEL.MASK_HEAD.NAME)(cfg)
+
+
+def view_size(item: dict) -> tuple[int, int]:
+    """The (h, w) of the view that `encode` is given of one of `batched_inputs`."""
+    height, width = item["sam_image"].shape[-2:]
+    return height, width
 
 
 @MASK_HEAD_REGISTRY.register()
@@ -93,14 +162,10 @@ class SAMMaskHead(nn.Module):
         return 4 * self.prompt_encoder.image_embedding_size[0]
 
     def encode(self, images: list[torch.Tensor]) -> torch.Tensor:
-        """Image embeddings.
+        """See `MaskHead.encode`.
 
-        Args:
-            images: B uint8 or float tensors (3, h, w), RGB in 0..255, longest side at most the
-                image size; padded right and bottom here, after normalisation, as SAM does.
-
-        Returns:
-            (B, E, g, g).
+        The longest side is at most the image size; views are padded right and bottom here, after
+        normalisation, as SAM does.
         """
         views = torch.stack([self._pad(image.to(self.pixel_mean.device)) for image in images])
         dtype = self.image_encoder.patch_embed.proj.weight.dtype
@@ -112,16 +177,7 @@ class SAMMaskHead(nn.Module):
         predictions: list[PatchPredictions],
         input_sizes: list[tuple[int, int]],
     ) -> list[torch.Tensor]:
-        """Masks of every image's candidates.
-
-        Args:
-            image_embeddings: (B, E, g, g).
-            predictions: B times K_i candidates with their mask embeddings.
-            input_sizes: B times (h, w) of the unpadded views given to `encode`.
-
-        Returns:
-            B tensors (K_i, m, m) of logits in the padded frame; (0, m, m) where K_i is 0.
-        """
+        """See `MaskHead.decode`: logits in the padded frame."""
         return [
             self._decode_one(image[None], self._prompts(candidates, size))
             for image, candidates, size in zip(
@@ -132,33 +188,17 @@ class SAMMaskHead(nn.Module):
     def upscale(
         self, low_res_masks: torch.Tensor, input_size: tuple[int, int], output_size: tuple[int, int]
     ) -> torch.Tensor:
-        """Undo padding and resizing, as `Sam.postprocess_masks`.
-
-        Args:
-            low_res_masks: (K, m, m) logits.
-            input_size: (h, w) of the unpadded view given to `encode`.
-            output_size: (H, W) of the original image.
-
-        Returns:
-            (K, H, W) float32 logits.
-        """
+        """See `MaskHead.upscale`: undoes padding and resizing, as `Sam.postprocess_masks`."""
         square = resize_masks(low_res_masks.float(), (self.image_size, self.image_size))
         return resize_masks(square[:, : input_size[0], : input_size[1]], output_size)
 
     def targets(
         self, masks: torch.Tensor, input_size: tuple[int, int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ground truth in the frame of the logits.
+        """See `MaskHead.targets`: only padding is not learned.
 
         The share of each logit's cell that the mask covers is the target, so that upscaled logits
         cross zero where the object ends, also between cells.
-
-        Args:
-            masks: (N, I, I) bool, in the LMM's square view, which shows the same image.
-            input_size: (h, w) of the unpadded SAM view.
-
-        Returns:
-            (N, m, m) float in 0..1, and (m, m) bool, False on padding.
         """
         height, width = input_size
         padding = (0, self.image_size - width, 0, self.image_size - height)
@@ -168,7 +208,7 @@ class SAMMaskHead(nn.Module):
         return targets, F.avg_pool2d(inside, cell)[0] >= 0.5
 
     def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
-        """Named parameters by part; those that no output depends on are left out."""
+        """See `MaskHead.parts`."""
         return {
             "sam_image_encoder": list(self.image_encoder.named_parameters()),
             # With embeddings as the only prompts, just the "no mask" vector is used.
@@ -309,8 +349,3 @@ def _load(sam: Sam, path: Path) -> None:
         sam.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit MODEL.MASK_HEAD.SAM_ARCH: {error}") from error
-
-
-def build_mask_head(cfg: CfgNode) -> nn.Module:
-    """Build MODEL.MASK_HEAD.NAME."""
-    return MASK_HEAD_REGISTRY.get(cfg.MODEL.MASK_HEAD.NAME)(cfg)

@@ -1,6 +1,8 @@
-"""The patch analyzer: four projectors over the LMM's patch features."""
+"""The patch analyzer, its contract, and the super-patches that give every patch a role."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -12,16 +14,6 @@ from rose_d2.modeling.backbone.lmm import LMMOutput
 from rose_d2.structures.patches import PatchGrid, PatchPredictions, QueryProposals
 
 ROLE_CONDITIONINGS = ("embedding", "separate_heads", "none")
-PATCH_ANALYZER_REGISTRY = Registry("PATCH_ANALYZER")
-PATCH_ANALYZER_REGISTRY.__doc__ = """
-Modules that turn the LMM's patch features into candidates for segmentation.
-
-A registered class is called with (cfg, input_shape, prompt_dim): the config, the ShapeSpec of
-"patch_features", and the width of the mask head's prompts. It offers
-
-* `propose(lmm_output) -> QueryProposals`: features, objectness logits and roles of all candidates;
-* `embed(proposals, image_index, candidates) -> PatchPredictions`: embeddings of chosen ones.
-"""
 # Index = role id. "any" serves the ablation without super-patches.
 ROLES = ("small", "medium", "large", "stuff", "any")
 STUFF_ROLE = ROLES.index("stuff")
@@ -29,36 +21,47 @@ ANY_ROLE = ROLES.index("any")
 LETTERS = {"s": 0, "m": 1, "l": 2, "t": 3, "a": 4}
 
 
-class RoleProjector(nn.Module):
-    """A projector shared by all roles, or one per role."""
+class PatchAnalyzer(Protocol):
+    """What proposes the candidates; a registered class is an `nn.Module`.
 
-    def __init__(
-        self, input_dim: int, hidden_dim: int, output_dim: int, own_roles: list[int]
-    ) -> None:
-        """
+    It is called with (cfg, input_shape, prompt_dim), see `build_patch_analyzer`.
+    """
+
+    def propose(self, lmm_output: LMMOutput) -> QueryProposals:
+        """Features, objectness logits and roles of all candidates.
+
         Args:
-            input_dim: D.
-            hidden_dim: width of the hidden layer.
-            output_dim: width of the result.
-            own_roles: role ids with a projector of their own; [] for one shared by all.
+            lmm_output: with patch_features (B, P, D).
         """
-        super().__init__()
-        self.output_dim = output_dim
-        self.own_roles = own_roles
-        self.copies = nn.ModuleList(
-            MLP(input_dim, hidden_dim, output_dim) for _ in own_roles or [None]
-        )
 
-    def forward(self, features: torch.Tensor, roles: torch.Tensor) -> torch.Tensor:
-        """Project (K, D) features of patches with roles (K,) to (K, output_dim)."""
-        if not self.own_roles:
-            return self.copies[0](features)
-        outputs = features.new_zeros(len(features), self.output_dim)
-        for role, mlp in zip(self.own_roles, self.copies, strict=True):
-            # Every copy runs on every batch, if on zero rows, so that no rank skips one.
-            chosen = (roles == role).nonzero().flatten()
-            outputs = outputs.index_copy(0, chosen, mlp(features[chosen]).to(outputs.dtype))
-        return outputs
+    def embed(
+        self, proposals: QueryProposals, image_index: int, patches: torch.Tensor
+    ) -> PatchPredictions:
+        """Embeddings of chosen candidates of one image.
+
+        Args:
+            proposals: of the batch.
+            image_index: which image.
+            patches: (K,) long, may repeat.
+        """
+
+
+PATCH_ANALYZER_REGISTRY = Registry("PATCH_ANALYZER")
+PATCH_ANALYZER_REGISTRY.__doc__ = (
+    "Modules that turn the LMM's patch features into candidates; `PatchAnalyzer` is the contract."
+)
+
+
+def build_patch_analyzer(cfg: CfgNode, input_shape: ShapeSpec, prompt_dim: int) -> PatchAnalyzer:
+    """Build MODEL.PATCH_ANALYZER.NAME.
+
+    Args:
+        cfg: the config.
+        input_shape: channels D and grid side S of the patch features.
+        prompt_dim: E, width of the mask head's prompt embeddings.
+    """
+    name = cfg.MODEL.PATCH_ANALYZER.NAME
+    return PATCH_ANALYZER_REGISTRY.get(name)(cfg, input_shape, prompt_dim)
 
 
 @PATCH_ANALYZER_REGISTRY.register()
@@ -126,14 +129,7 @@ class StandardPatchAnalyzer(nn.Module):
         }
 
     def propose(self, lmm_output: LMMOutput) -> QueryProposals:
-        """Objectness of every patch.
-
-        Args:
-            lmm_output: with patch_features (B, P, D).
-
-        Returns:
-            Features (B, P, D) with their roles added, logits (B, P), roles (P,).
-        """
+        """See `PatchAnalyzer.propose`: every patch, its role added to its features."""
         features = lmm_output.patch_features.to(self.objectness.copies[0].layers[0].weight.dtype)
         if self.role_embedding is not None:
             features = features + self.role_embedding[self.roles]
@@ -144,13 +140,7 @@ class StandardPatchAnalyzer(nn.Module):
     def embed(
         self, proposals: QueryProposals, image_index: int, patches: torch.Tensor
     ) -> PatchPredictions:
-        """Embeddings of chosen patches of one image.
-
-        Args:
-            proposals: of the batch.
-            image_index: which image.
-            patches: (K,) long, may repeat.
-        """
+        """See `PatchAnalyzer.embed`."""
         features = proposals.features[image_index, patches]  # (K, D)
         roles = self.roles[patches]
         return PatchPredictions(
@@ -163,16 +153,64 @@ class StandardPatchAnalyzer(nn.Module):
         )
 
 
-def build_patch_analyzer(cfg: CfgNode, input_shape: ShapeSpec, prompt_dim: int) -> nn.Module:
-    """Build MODEL.PATCH_ANALYZER.NAME.
+class RoleProjector(nn.Module):
+    """A projector shared by all roles, or one per role."""
 
-    Args:
-        cfg: the config.
-        input_shape: channels D and grid side S of the patch features.
-        prompt_dim: E, width of the mask head's prompt embeddings.
-    """
-    name = cfg.MODEL.PATCH_ANALYZER.NAME
-    return PATCH_ANALYZER_REGISTRY.get(name)(cfg, input_shape, prompt_dim)
+    def __init__(
+        self, input_dim: int, hidden_dim: int, output_dim: int, own_roles: list[int]
+    ) -> None:
+        """
+        Args:
+            input_dim: D.
+            hidden_dim: width of the hidden layer.
+            output_dim: width of the result.
+            own_roles: role ids with a projector of their own; [] for one shared by all.
+        """
+        super().__init__()
+        self.output_dim = output_dim
+        self.own_roles = own_roles
+        self.copies = nn.ModuleList(
+            MLP(input_dim, hidden_dim, output_dim) for _ in own_roles or [None]
+        )
+
+    def forward(self, features: torch.Tensor, roles: torch.Tensor) -> torch.Tensor:
+        """Project (K, D) features of patches with roles (K,) to (K, output_dim)."""
+        if not self.own_roles:
+            return self.copies[0](features)
+        outputs = features.new_zeros(len(features), self.output_dim)
+        for role, mlp in zip(self.own_roles, self.copies, strict=True):
+            # Every copy runs on every batch, if on zero rows, so that no rank skips one.
+            chosen = (roles == role).nonzero().flatten()
+            outputs = outputs.index_copy(0, chosen, mlp(features[chosen]).to(outputs.dtype))
+        return outputs
+
+
+class MLP(nn.Module):
+    """Two linear layers with a ReLU between them, the projector of the paper's section 4.1."""
+
+    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int) -> None:
+        """
+        Args:
+            input_dim: size of the last axis of the input.
+            hidden_dim: width between the two layers (3584 in the paper).
+            output_dim: size of the last axis of the output.
+        """
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(input_dim, hidden_dim),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_dim, output_dim),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        """
+        Args:
+            features: (..., input_dim).
+
+        Returns:
+            (..., output_dim), unbounded.
+        """
+        return self.layers(features)
 
 
 class SuperPatchLayout:
@@ -247,31 +285,3 @@ class SuperPatchLayout:
                 smaller = [r for r in range(role) if r in present]
                 table[role] = smaller[-1] if smaller else min(present)
         return table.to(roles.device)[roles]
-
-
-class MLP(nn.Module):
-    """Two linear layers with a ReLU between them, the projector of the paper's section 4.1."""
-
-    def __init__(self, input_dim: int, hidden_dim: int, output_dim: int) -> None:
-        """
-        Args:
-            input_dim: size of the last axis of the input.
-            hidden_dim: width between the two layers (3584 in the paper).
-            output_dim: size of the last axis of the output.
-        """
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(input_dim, hidden_dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden_dim, output_dim),
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """
-        Args:
-            features: (..., input_dim).
-
-        Returns:
-            (..., output_dim), unbounded.
-        """
-        return self.layers(features)

@@ -1,4 +1,4 @@
-"""The training half of ROSE: from proposals and ground truth to the loss dict."""
+"""The training half of ROSE: from proposals and ground truth to weighed loss terms."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from rose_d2.modeling.assignment import (
     pair_weights,
     sample_pairs,
 )
-from rose_d2.modeling.backbone.lmm import LMMBackbone, LMMOutput
+from rose_d2.modeling.backbone.lmm import LMMOutput
 from rose_d2.modeling.category_decoder import CategoryDecoder
 from rose_d2.modeling.inference import ONE_MASK_TASKS
-from rose_d2.modeling.mask_head import SAMMaskHead
-from rose_d2.modeling.patch_analyzer import StandardPatchAnalyzer, SuperPatchLayout
+from rose_d2.modeling.mask_head import MaskHead, view_size
+from rose_d2.modeling.patch_analyzer import PatchAnalyzer, SuperPatchLayout
 from rose_d2.structures.category_names import CategoryNames
-from rose_d2.structures.patches import PatchPredictions, QueryProposals
+from rose_d2.structures.patches import PatchGrid, PatchPredictions, QueryProposals
 from rose_d2.vocabulary.text_embeddings import TextEmbeddingBank
 from rose_d2.vocabulary.vocabulary import CategoryVocabulary
 
@@ -53,6 +53,8 @@ class Supervisor:
         self,
         *,
         assigner: PatchAssigner,
+        patch_analyzer: PatchAnalyzer,
+        mask_head: MaskHead,
         criterion: RoseCriterion,
         category_decoder: CategoryDecoder,
         text_embeddings: TextEmbeddingBank,
@@ -61,12 +63,16 @@ class Supervisor:
         """
         Args:
             assigner: which patches learn what.
+            patch_analyzer: embeds these patches.
+            mask_head: draws their masks.
             criterion: weighs and averages the terms.
             category_decoder: names from embeddings.
             text_embeddings: targets of the SigLIP head.
             max_pairs: pairs per image that reach the mask, name and SigLIP losses.
         """
         self.assigner = assigner
+        self.patch_analyzer = patch_analyzer
+        self.mask_head = mask_head
         self.criterion = criterion
         self.category_decoder = category_decoder
         self.text_embeddings = text_embeddings
@@ -74,26 +80,57 @@ class Supervisor:
         self.image_losses: dict[str, torch.Tensor] = {}
         self._vocabularies: dict[str, tuple[str, ...]] = {}
 
+    @classmethod
+    def from_config(
+        cls,
+        cfg: CfgNode,
+        *,
+        grid: PatchGrid,
+        patch_analyzer: PatchAnalyzer,
+        mask_head: MaskHead,
+        category_decoder: CategoryDecoder,
+        text_embeddings: TextEmbeddingBank,
+    ) -> Supervisor:
+        """Read MODEL.SUPER_PATCH and MODEL.ROSE.
+
+        Args:
+            cfg: the full config.
+            grid: patches of the LMM's view.
+            patch_analyzer: see `__init__`, as the other arguments.
+            mask_head: see there.
+            category_decoder: see there.
+            text_embeddings: see there.
+        """
+        rose, super_patch = cfg.MODEL.ROSE, cfg.MODEL.SUPER_PATCH
+        weights = LossWeights(**{name.lower(): value for name, value in rose.LOSS_WEIGHT.items()})
+        negatives = NegativeCounts(
+            rose.NEGATIVES_WRONG_ROLE, rose.NEGATIVES_NOT_ASKED, rose.NEGATIVES_RANDOM
+        )
+        layout = SuperPatchLayout(super_patch.LAYOUT, super_patch.SCALE_BOUNDS)
+        return cls(
+            assigner=PatchAssigner(grid, layout, super_patch.WINDOW, negatives),
+            patch_analyzer=patch_analyzer,
+            mask_head=mask_head,
+            criterion=RoseCriterion(weights, rose.SIGLIP_TEMPERATURE),
+            category_decoder=category_decoder,
+            text_embeddings=text_embeddings,
+            max_pairs=rose.MAX_PAIRS,
+        )
+
     def losses(
         self,
         batched_inputs: list[dict],
         lmm_output: LMMOutput,
         proposals: QueryProposals,
         image_embeddings: torch.Tensor,
-        backbone: LMMBackbone,
-        analyzer: StandardPatchAnalyzer,
-        mask_head: SAMMaskHead,
     ) -> dict[str, torch.Tensor]:
         """Loss terms of a batch, each a mean over its images.
 
         Args:
             batched_inputs: B dicts with `instances`, `negative_points` and `ignore_mask`.
             lmm_output: of the backbone.
-            proposals: of the analyzer.
+            proposals: of the patch analyzer.
             image_embeddings: (B, E, g, g) of the mask head.
-            backbone: decodes names.
-            analyzer: embeds the chosen patches.
-            mask_head: draws their masks.
         """
         device = proposals.objectness_logits.device
         instances = [item["instances"].to(device) for item in batched_inputs]
@@ -104,14 +141,16 @@ class Supervisor:
         self._log_assignment(assignments, instances)
         pairs = [self._choose_pairs(assignment) for assignment in assignments]
         predictions = [
-            analyzer.embed(proposals, index, patches) for index, (patches, _, _) in enumerate(pairs)
+            self.patch_analyzer.embed(proposals, index, patches)
+            for index, (patches, _, _) in enumerate(pairs)
         ]
-        input_sizes = [tuple(item["sam_image"].shape[-2:]) for item in batched_inputs]
-        masks = mask_head.decode(image_embeddings, predictions, input_sizes)
+        masks = self.mask_head.decode(
+            image_embeddings, predictions, [view_size(item) for item in batched_inputs]
+        )
         names = self._names(instances, pairs)
-        category_losses = self._category_losses(backbone, predictions, names)
+        category_losses = self._category_losses(predictions, names)
         supervisions = [
-            self._supervise(*image, mask_head)
+            self._supervise(*image)
             for image in zip(
                 batched_inputs, instances, pairs, predictions, masks, names, category_losses,
                 strict=True,
@@ -151,16 +190,13 @@ class Supervisor:
         ]
 
     def _category_losses(
-        self,
-        backbone: LMMBackbone,
-        predictions: list[PatchPredictions],
-        names: list[CategoryNames],
+        self, predictions: list[PatchPredictions], names: list[CategoryNames]
     ) -> tuple[torch.Tensor, ...]:
         """Cross entropy of every pair's name; all names of the batch are decoded together."""
         flat = CategoryNames.cat(names)
         spelled = CategoryNames(name or NO_TARGET_NAME for name in flat)
         embeddings = torch.cat([p.category_embeddings for p in predictions])
-        losses = self.category_decoder.loss(backbone, embeddings, spelled)
+        losses = self.category_decoder.loss(embeddings, spelled)
         is_named = torch.tensor([bool(name) for name in flat], device=losses.device)
         return (losses * is_named).split([len(part) for part in names])
 
@@ -173,13 +209,12 @@ class Supervisor:
         mask_logits: torch.Tensor,
         names: CategoryNames,
         category_losses: torch.Tensor,
-        mask_head: SAMMaskHead,
     ) -> PairSupervision:
         _, objects, weights = pair
         masks = instances.gt_masks.tensor
         if not len(instances):
             masks = masks.new_zeros(1, *instances.image_size)
-        targets, valid = mask_head.targets(masks, tuple(item["sam_image"].shape[-2:]))
+        targets, valid = self.mask_head.targets(masks, view_size(item))
         bank_names = self._bank_names(item["dataset_name"], names)
         row_of = {name: row for row, name in enumerate(bank_names)}
         rows = [row_of[name or NO_TARGET_NAME] for name in names]
@@ -241,36 +276,6 @@ class Supervisor:
         storage.put_scalar("rose/unassigned_share", unassigned / max(objects, 1))
         positives = sum(len(assignment.patches) for assignment in assignments)
         storage.put_scalar("rose/positives_per_image", positives / len(assignments))
-
-
-def build_supervisor(
-    cfg: CfgNode, backbone: LMMBackbone, decoder: CategoryDecoder, bank: TextEmbeddingBank
-) -> Supervisor:
-    """The training half, from MODEL.SUPER_PATCH and MODEL.ROSE.
-
-    Args:
-        cfg: the full config.
-        backbone: the LMM, for its patch grid.
-        decoder: makes the loss of the names.
-        bank: text embeddings of the class names, the targets of the SigLIP head.
-    """
-    rose = cfg.MODEL.ROSE
-    super_patch = cfg.MODEL.SUPER_PATCH
-    weights = LossWeights(**{name.lower(): value for name, value in rose.LOSS_WEIGHT.items()})
-    return Supervisor(
-        assigner=PatchAssigner(
-            backbone.grid,
-            SuperPatchLayout(super_patch.LAYOUT, super_patch.SCALE_BOUNDS),
-            super_patch.WINDOW,
-            NegativeCounts(
-                rose.NEGATIVES_WRONG_ROLE, rose.NEGATIVES_NOT_ASKED, rose.NEGATIVES_RANDOM
-            ),
-        ),
-        criterion=RoseCriterion(weights, rose.SIGLIP_TEMPERATURE),
-        category_decoder=decoder,
-        text_embeddings=bank,
-        max_pairs=rose.MAX_PAIRS,
-    )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rose_d2.modeling.category_decoder import CategoryDecoder, TokenTrie
+from rose_d2.modeling.category_decoder import CandidateTrie, CategoryDecoder
 from rose_d2.prompts.conversation import encode_name
 from rose_d2.structures.category_names import CategoryNames
 
@@ -13,7 +13,7 @@ END = 9
 
 @pytest.fixture
 def trie():
-    return TokenTrie([[1, 2, END], [1, 3, END], [1, 2, 3, END], [4, END]])
+    return CandidateTrie("abcd", [[1, 2, END], [1, 3, END], [1, 2, 3, END], [4, END]])
 
 
 def test_allowed_tokens_follow_the_sequences(trie):
@@ -24,19 +24,15 @@ def test_allowed_tokens_follow_the_sequences(trie):
     assert trie.allowed([4, END, 0, 0]) == []
 
 
-def test_every_sequence_has_its_leaf(trie):
-    assert [trie.leaf(s) for s in ([1, 2, END], [1, 3, END], [1, 2, 3, END], [4, END])] == [
-        0,
-        1,
-        2,
-        3,
-    ]
-    assert trie.leaf([1, 2]) is None
-    assert trie.leaf([4, END, 0]) == 3
+def test_every_sequence_spells_its_name(trie):
+    sequences = ([1, 2, END], [1, 3, END], [1, 2, 3, END], [4, END], [4, END, 0])
+    assert [trie.spell(sequence) for sequence in sequences] == ["a", "b", "c", "d", "d"]
+    with pytest.raises(AssertionError, match="complete no candidate"):
+        trie.spell([1, 2])
 
 
-def test_equal_sequences_share_the_first_leaf():
-    assert TokenTrie([[1, END], [2, END], [1, END]]).leaf([1, END]) == 0
+def test_of_names_spelled_alike_the_first_is_meant():
+    assert CandidateTrie("abc", [[1, END], [2, END], [1, END]]).spell([1, END]) == "a"
 
 
 def test_a_path_off_the_trie_is_refused(trie):
@@ -46,30 +42,31 @@ def test_a_path_off_the_trie_is_refused(trie):
 
 def test_a_sequence_that_starts_another_is_refused():
     with pytest.raises(ValueError, match="end token"):
-        TokenTrie([[1, 2], [1, 2, 3]])
+        CandidateTrie("ab", [[1, 2], [1, 2, 3]])
 
 
 @pytest.mark.parametrize("sequences", [[], [[1], []]])
 def test_empty_sequences_are_refused(sequences):
     with pytest.raises(ValueError, match="at least one"):
-        TokenTrie(sequences)
+        CandidateTrie("ab"[: len(sequences)], sequences)
 
 
 def test_mask_allows_the_finished_token_after_a_leaf(trie):
-    mask = trie.allowed_mask([[], [1], [4, END], [4, END, 0]], vocab_size=10, finished_token=0)
+    tokens = torch.tensor([[1, 2], [4, END]])
+    mask = trie.allowed_mask(tokens, vocab_size=10, finished_token=0)
     assert mask.dtype == torch.bool
-    assert [row.nonzero().flatten().tolist() for row in mask] == [[1, 4], [2, 3], [0], [0]]
+    assert [row.nonzero().flatten().tolist() for row in mask] == [[3, END], [0]]
 
 
 def test_constrained_greedy_decoding_always_ends_at_a_leaf(trie):
     generator = torch.Generator().manual_seed(0)
-    prefixes = [[] for _ in range(8)]
+    tokens = torch.empty(8, 0, dtype=torch.long)
     for _ in range(4):
         logits = torch.randn(8, 10, generator=generator)
-        mask = trie.allowed_mask(prefixes, 10, 0)
-        for prefix, token in zip(prefixes, logits.masked_fill(~mask, -torch.inf).argmax(-1)):
-            prefix.append(token.item())
-    assert all(trie.leaf(prefix) is not None for prefix in prefixes)
+        mask = trie.allowed_mask(tokens, 10, 0)
+        chosen = logits.masked_fill(~mask, -torch.inf).argmax(-1)
+        tokens = torch.cat([tokens, chosen[:, None]], dim=1)
+    assert {trie.spell(row) for row in tokens.tolist()} <= set("abcd")
 
 
 @pytest.fixture
@@ -79,7 +76,7 @@ def lmm(tiny_model):
 
 @pytest.fixture
 def decoder(lmm):
-    return CategoryDecoder(lmm.tokenizer, max_tokens=6)
+    return CategoryDecoder(lmm, max_tokens=6)
 
 
 def states_without_cache(lmm, decoder, embedding, tokens):
@@ -108,7 +105,7 @@ def test_cached_batch_equals_uncached_single_sequences(lmm, decoder):
     torch.manual_seed(0)
     embeddings = torch.randn(4, lmm.hidden_size) * 3
     with torch.no_grad():
-        decoded = decoder.generate(lmm, embeddings)
+        decoded = decoder.generate(embeddings)
         expected = [greedy_without_cache(lmm, decoder, row) for row in embeddings]
     assert list(decoded.names) == [name for name, _ in expected]
     torch.testing.assert_close(
@@ -117,7 +114,7 @@ def test_cached_batch_equals_uncached_single_sequences(lmm, decoder):
 
 
 def test_no_candidates_give_no_names(lmm, decoder):
-    decoded = decoder.generate(lmm, torch.zeros(0, lmm.hidden_size))
+    decoded = decoder.generate(torch.zeros(0, lmm.hidden_size))
     assert len(decoded.names) == 0
     assert decoded.scores.shape == (0,)
 
@@ -128,12 +125,10 @@ def test_constrained_names_are_always_candidates(lmm, decoder):
     trie = decoder.candidate_trie(candidates)
     assert trie.longest > decoder.max_tokens
     torch.manual_seed(1)
-    decoded = decoder.generate(lmm, torch.randn(40, lmm.hidden_size) * 5, trie)
+    decoded = decoder.generate(torch.randn(40, lmm.hidden_size) * 5, trie)
     assert set(decoded.names) <= set(candidates)
     for name in candidates:
-        decoded = decoder.generate(
-            lmm, torch.zeros(2, lmm.hidden_size), decoder.candidate_trie([name])
-        )
+        decoded = decoder.generate(torch.zeros(2, lmm.hidden_size), decoder.candidate_trie([name]))
         assert list(decoded.names) == [name, name]
         # Nothing else was possible.
         torch.testing.assert_close(decoded.scores, torch.zeros(2))
@@ -146,7 +141,7 @@ def test_a_constrained_name_is_scored_among_the_candidates(lmm, decoder):
     # The first token decides; the others and the period are certain.
     assert dog[0] != cat[0] and len(dog) == len(cat)
     with torch.no_grad():
-        decoded = decoder.generate(lmm, embedding[None], decoder.candidate_trie(["dog", "cat"]))
+        decoded = decoder.generate(embedding[None], decoder.candidate_trie(["dog", "cat"]))
         logits = states_without_cache(lmm, decoder, embedding, [])
     shares = logits[[dog[0], cat[0]]].log_softmax(0)
     assert decoded.names[0] == ("dog", "cat")[int(shares.argmax())]
@@ -158,7 +153,7 @@ def test_loss_is_the_mean_cross_entropy_of_name_period_and_end(lmm, decoder):
     embeddings = torch.randn(2, lmm.hidden_size)
     names = CategoryNames(["dog", "traffic light"])
     with torch.no_grad():
-        losses = decoder.loss(lmm, embeddings, names)
+        losses = decoder.loss(embeddings, names)
         for embedding, name, loss in zip(embeddings, names, losses, strict=True):
             tokens = encode_name(lmm.tokenizer, name)
             terms = [
@@ -173,5 +168,5 @@ def test_loss_is_the_mean_cross_entropy_of_name_period_and_end(lmm, decoder):
 
 def test_gradient_reaches_the_category_embedding(lmm, decoder):
     embeddings = torch.randn(1, lmm.hidden_size, requires_grad=True)
-    decoder.loss(lmm, embeddings, CategoryNames(["dog"])).sum().backward()
+    decoder.loss(embeddings, CategoryNames(["dog"])).sum().backward()
     assert embeddings.grad.abs().sum() > 0

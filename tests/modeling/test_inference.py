@@ -60,9 +60,9 @@ def spell(model, *names):
     generate = model.inference.category_decoder.generate
     tries = []
 
-    def spelling(lmm, embeddings, trie=None):
+    def spelling(embeddings, trie=None):
         tries.append(trie)
-        decoded = generate(lmm, embeddings, trie)
+        decoded = generate(embeddings, trie)
         count = len(decoded.names)
         decoded.names = CategoryNames([names[i % len(names)] for i in range(count)])
         return decoded
@@ -215,8 +215,8 @@ class TestOrder:
             counts = []
             decoder = model.inference.category_decoder
             generate = type(decoder).generate.__get__(decoder)
-            decoder.generate = lambda lmm, rows, trie=None: (
-                counts.append(len(rows)) or generate(lmm, rows, trie)
+            decoder.generate = lambda rows, trie=None: (
+                counts.append(len(rows)) or generate(rows, trie)
             )
             run(model, make_input())
             return counts[0]

@@ -39,9 +39,9 @@ def test_all_candidates_are_named_at_inference(tiny_cfg, monkeypatch):
     named = []
     generate = CategoryDecoder.generate
 
-    def count(self, lmm, embeddings, trie=None):
+    def count(self, embeddings, trie=None):
         named.append(len(embeddings))
-        return generate(self, lmm, embeddings, trie)
+        return generate(self, embeddings, trie)
 
     monkeypatch.setattr(CategoryDecoder, "generate", count)
     cost = measure_inference(tiny_cfg, 2, 1)
@@ -53,7 +53,7 @@ def test_all_candidates_are_named_at_inference(tiny_cfg, monkeypatch):
 def test_a_part_within_another_counts_for_that_one(tiny_model, tiny_cfg):
     decoder = tiny_model.inference.category_decoder
     with PartTimes(tiny_model) as times, torch.no_grad():
-        decoder.generate(tiny_model.backbone, torch.zeros(2, tiny_model.backbone.hidden_size))
+        decoder.generate(torch.zeros(2, tiny_model.backbone.hidden_size))
         assert set(times.seconds()) == {"name decoding"}
         tiny_model.perceive(synthetic_inputs(tiny_cfg, 1, training=False))
         assert set(times.seconds()) == {*BACKBONE_PARTS, "heads"}

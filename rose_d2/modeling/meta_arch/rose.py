@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,14 +13,13 @@ from torch import Tensor, nn
 from rose_d2.layers.masks import masks_to_boxes
 from rose_d2.modeling.backbone.lmm import LMMBackbone, LMMOutput
 from rose_d2.modeling.category_decoder import CategoryDecoder, ResponseDecoder
-from rose_d2.modeling.inference import Inference, InferenceSettings
+from rose_d2.modeling.inference import Inference
 from rose_d2.modeling.mask_head import build_mask_head
 from rose_d2.modeling.patch_analyzer import build_patch_analyzer
-from rose_d2.modeling.supervision import Supervisor, build_supervisor
+from rose_d2.modeling.supervision import Supervisor
 from rose_d2.prompts.conversation import EncodedPrompt, encode_image_prompt
 from rose_d2.structures.patches import ImageFeatures, QueryProposals, stack_features
 from rose_d2.vocabulary.text_embeddings import TextEmbeddingBank
-from rose_d2.vocabulary.vocabulary import build_vocabulary
 
 PROMPT_FORMS = ("concat", "mask_overlay", "mask_box_overlay")
 
@@ -50,7 +48,8 @@ class ROSE(nn.Module):
             backbone: the LMM.
             patch_analyzer: objectness and embeddings of patches.
             mask_head: masks from embeddings.
-            supervisor: losses from proposals and ground truth.
+            supervisor: losses from proposals and ground truth. Like `inference` it uses the modules
+                above, but is none itself: their weights are in the state dict once.
             inference: outputs from proposals.
             response_decoder: writes the text response at inference, or None.
             refinement_prompt: how a prior mask is shown to the LMM.
@@ -76,17 +75,22 @@ class ROSE(nn.Module):
         backbone = build_backbone(cfg)
         mask_head = build_mask_head(cfg)
         shape = backbone.output_shape()["patch_features"]
-        decoder = CategoryDecoder(backbone.tokenizer, cfg.MODEL.CATEGORY_DECODER.MAX_TOKENS)
-        responses = ResponseDecoder(backbone.tokenizer) if cfg.TEST.GENERATE_RESPONSE else None
-        bank = TextEmbeddingBank.from_config(cfg)
-        make_vocabulary = partial(build_vocabulary, cfg.clone(), bank=bank)
-        return {
-            "backbone": backbone,
+        heads = {
             "patch_analyzer": build_patch_analyzer(cfg, shape, mask_head.prompt_dim),
             "mask_head": mask_head,
-            "supervisor": build_supervisor(cfg, backbone, decoder, bank),
-            "inference": Inference(InferenceSettings.from_config(cfg), decoder, make_vocabulary),
-            "response_decoder": responses,
+        }
+        shared = {
+            **heads,
+            "grid": backbone.grid,
+            "category_decoder": CategoryDecoder(backbone, cfg.MODEL.CATEGORY_DECODER.MAX_TOKENS),
+            "text_embeddings": TextEmbeddingBank.from_config(cfg),
+        }
+        return {
+            "backbone": backbone,
+            **heads,
+            "supervisor": Supervisor.from_config(cfg, **shared),
+            "inference": Inference.from_config(cfg, **shared),
+            "response_decoder": ResponseDecoder(backbone) if cfg.TEST.GENERATE_RESPONSE else None,
             "refinement_prompt": RefinementPrompt(cfg.MODEL.REFINEMENT.PROMPT),
             "image_first": cfg.MODEL.LMM.IMAGE_FIRST,
             "trainable_parts": {k.lower(): v for k, v in cfg.MODEL.TRAINABLE.items()},
@@ -139,14 +143,11 @@ class ROSE(nn.Module):
             * "text": the response, if TEST.GENERATE_RESPONSE.
         """
         lmm_output, proposals, sam_features = self.perceive(batched_inputs)
-        parts = (self.backbone, self.patch_analyzer, self.mask_head)
         if self.training:
-            return self.supervisor.losses(
-                batched_inputs, lmm_output, proposals, sam_features, *parts
-            )
-        outputs = self.inference(batched_inputs, proposals, sam_features, *parts)
+            return self.supervisor.losses(batched_inputs, lmm_output, proposals, sam_features)
+        outputs = self.inference(batched_inputs, proposals, sam_features)
         if self.response_decoder is not None:
-            texts = self.response_decoder(self.backbone, *self._lmm_inputs(batched_inputs))
+            texts = self.response_decoder(*self._lmm_inputs(batched_inputs))
             for output, text in zip(outputs, texts, strict=True):
                 output["text"] = text
         return outputs

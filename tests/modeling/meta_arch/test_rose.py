@@ -1,14 +1,18 @@
 """The whole model on a 6 x 6 grid."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import EventStorage
+from safetensors.torch import load_file
 
 from rose_d2.checkpoint.weights import keys_to_save
+from rose_d2.config.defaults import add_rose_config
 from rose_d2.modeling.backbone.llava_builders import build_llava
 from rose_d2.modeling.mask_head import build_sam_tiny
 from rose_d2.modeling.meta_arch.rose import RefinementPrompt, box_frames
@@ -24,6 +28,7 @@ LOSSES = {
     "loss_ranking",
 }
 SIDE = 12
+SHIPPED = Path("checkpoints/rose_tiny")
 
 
 def no_instances(side=84):
@@ -172,6 +177,22 @@ def test_parts_train_or_freeze_by_flag(tiny_cfg):
     assert set(model.trainable_parts()) == {"heads", "lora"}
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert all("patch_analyzer" in name or "lora_" in name for name in trained)
+
+
+def test_the_halves_add_nothing_to_the_state_dict():
+    """They hold modules of the model; the shipped checkpoint has each tensor once."""
+    cfg = get_cfg()
+    add_rose_config(cfg)
+    cfg.merge_from_file(str(SHIPPED / "config.yaml"))
+    cfg.MODEL.DEVICE = "cpu"
+    model = build_model(cfg)
+    weights = load_file(SHIPPED / "model.safetensors")
+    assert set(weights) == set(model.state_dict())
+    model.load_state_dict(weights, strict=True)
+    for half in (model.supervisor, model.inference):
+        assert half.patch_analyzer is model.patch_analyzer
+        assert half.mask_head is model.mask_head
+        assert half.category_decoder.lmm is model.backbone
 
 
 def test_unbuilt_framework_is_refused(tiny_cfg):
