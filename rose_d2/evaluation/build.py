@@ -16,7 +16,11 @@ from rose_d2.evaluation.semantic import RoseSemSegEvaluator
 from rose_d2.prompts.tasks import TASKS
 from rose_d2.structures.patches import PatchGrid
 from rose_d2.vocabulary.text_embeddings import TextEmbeddingBank
-from rose_d2.vocabulary.vocabulary import CategoryVocabulary, build_vocabulary
+from rose_d2.vocabulary.vocabulary import (
+    CategoryVocabulary,
+    VocabularySettings,
+    build_vocabulary,
+)
 from rose_d2.vocabulary.wordnet import class_similarity_matrix
 
 EVALUATOR_TYPES = tuple(task.evaluator_type for task in TASKS.values() if task.evaluator_type)
@@ -70,7 +74,8 @@ def build_evaluator(
             output_dir=output_dir,
         )
     bank = TextEmbeddingBank.from_config(cfg)
-    vocabulary = build_vocabulary(cfg, MetadataCatalog.get(dataset_name), bank)
+    settings = VocabularySettings.from_config(cfg)
+    vocabulary = build_vocabulary(settings, MetadataCatalog.get(dataset_name), bank)
     names = CategoryNameEvaluator(
         dataset_name,
         view_size=cfg.MODEL.LMM.IMAGE_SIZE,

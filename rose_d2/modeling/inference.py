@@ -26,7 +26,12 @@ from rose_d2.modeling.postprocessing import (
 )
 from rose_d2.structures.patches import PatchGrid, QueryProposals
 from rose_d2.vocabulary.text_embeddings import TextEmbeddingBank
-from rose_d2.vocabulary.vocabulary import MAPPING_RULES, CategoryVocabulary, build_vocabulary
+from rose_d2.vocabulary.vocabulary import (
+    MAPPING_RULES,
+    CategoryVocabulary,
+    VocabularySettings,
+    build_vocabulary,
+)
 
 # The leaf of a candidate list for everything that is none of the candidates.
 OTHER_NAME = "other"
@@ -98,7 +103,9 @@ class Inference:
             patch_analyzer=patch_analyzer,
             mask_head=mask_head,
             category_decoder=category_decoder,
-            make_vocabulary=partial(build_vocabulary, cfg.clone(), bank=text_embeddings),
+            make_vocabulary=partial(
+                build_vocabulary, VocabularySettings.from_config(cfg), bank=text_embeddings
+            ),
         )
 
     def __call__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -242,13 +243,29 @@ def _normalised_index(names_by_class: Sequence[Sequence[str]]) -> dict[str, int]
     return index
 
 
+@dataclass(frozen=True)
+class VocabularySettings:
+    """The group TEST.VOCABULARY; `rose_d2/config/defaults.py` explains each key."""
+
+    level: str
+    wordnet: str
+    similarity: str
+    similarity_thresh: float
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> VocabularySettings:
+        """Read the group."""
+        keys = cfg.TEST.VOCABULARY
+        return cls(keys.LEVEL, keys.WORDNET, keys.SIMILARITY, keys.SIMILARITY_THRESH)
+
+
 def build_vocabulary(
-    cfg: CfgNode, metadata: Metadata, bank: TextEmbeddingBank | None = None
+    settings: VocabularySettings, metadata: Metadata, bank: TextEmbeddingBank | None = None
 ) -> CategoryVocabulary:
-    """Vocabulary with the rules that the config enables and this machine can apply.
+    """Vocabulary with the rules that the settings enable and this machine can apply.
 
     Args:
-        cfg: read are TEST.VOCABULARY.{LEVEL, WORDNET, SIMILARITY, SIMILARITY_THRESH}.
+        settings: which rules, and the headline level.
         metadata: of a registered dataset, see `class_lists`.
         bank: makes the text embeddings; needed for the similarity rule only.
 
@@ -257,52 +274,47 @@ def build_vocabulary(
             rule has no embeddings, or the headline level cannot be measured.
         ModuleNotFoundError: if a folder of WordNet is given and NLTK is not installed.
     """
-    keys = cfg.TEST.VOCABULARY
-    if keys.LEVEL not in LEVELS:
+    if settings.level not in LEVELS:
         raise ValueError(
-            f"TEST.VOCABULARY.LEVEL is {keys.LEVEL!r}; it is one of {', '.join(LEVELS)}."
+            f"TEST.VOCABULARY.LEVEL is {settings.level!r}; it is one of {', '.join(LEVELS)}."
         )
     classes = class_lists(metadata)
     first_names = [name.split(",")[0].strip() for name in classes.names]
     vocabulary = CategoryVocabulary.from_metadata(
         metadata,
-        similarity=_similarity(keys, first_names, bank),
-        relations=load_lexical_relations(keys.WORDNET),
+        similarity=_similarity(settings, first_names, bank),
+        relations=load_lexical_relations(settings.wordnet),
     )
-    if keys.LEVEL not in vocabulary.levels:
-        if keys.LEVEL == "similarity":
+    if settings.level not in vocabulary.levels:
+        if settings.level == "similarity":
             remedy = "set TEST.VOCABULARY.SIMILARITY to name or predicted"
         else:
             remedy = f"it needs WordNet: {HOW_TO_GET_WORDNET}"
         raise ValueError(
-            f"TEST.VOCABULARY.LEVEL is {keys.LEVEL!r}, but only the levels "
+            f"TEST.VOCABULARY.LEVEL is {settings.level!r}, but only the levels "
             f"{', '.join(vocabulary.levels)} can be measured here; {remedy}."
         )
     return vocabulary
 
 
 def _similarity(
-    keys: CfgNode, class_names: Sequence[str], bank: TextEmbeddingBank | None
+    settings: VocabularySettings, class_names: Sequence[str], bank: TextEmbeddingBank | None
 ) -> ClassSimilarity | None:
-    if keys.SIMILARITY not in SIMILARITY_CHOICES:
-        raise ValueError(
-            f"TEST.VOCABULARY.SIMILARITY is {keys.SIMILARITY!r}; it is empty, name or predicted."
-        )
-    if not keys.SIMILARITY:
+    rule, threshold = settings.similarity, settings.similarity_thresh
+    if rule not in SIMILARITY_CHOICES:
+        raise ValueError(f"TEST.VOCABULARY.SIMILARITY is {rule!r}; it is empty, name or predicted.")
+    if not rule:
         return None
-    if not -1 <= keys.SIMILARITY_THRESH <= 1:
+    if not -1 <= threshold <= 1:
         raise ValueError(
-            f"TEST.VOCABULARY.SIMILARITY_THRESH is {keys.SIMILARITY_THRESH}; it is a cosine, "
-            "between -1 and 1."
+            f"TEST.VOCABULARY.SIMILARITY_THRESH is {threshold}; it is a cosine, between -1 and 1."
         )
     if bank is None:
         raise ValueError(
-            f"TEST.VOCABULARY.SIMILARITY is {keys.SIMILARITY!r}, but the classes have no text "
+            f"TEST.VOCABULARY.SIMILARITY is {rule!r}, but the classes have no text "
             "embeddings here; give a TextEmbeddingBank, or set the key to an empty string."
         )
-    return ClassSimilarity.from_bank(
-        bank, class_names, keys.SIMILARITY_THRESH, embed=keys.SIMILARITY == "name"
-    )
+    return ClassSimilarity.from_bank(bank, class_names, threshold, embed=rule == "name")
 
 
 class ClassLists(NamedTuple):

@@ -11,6 +11,7 @@ from rose_d2.vocabulary.vocabulary import (
     LEVELS,
     MAPPING_RULES,
     CategoryVocabulary,
+    VocabularySettings,
     build_vocabulary,
     counts_at,
 )
@@ -162,38 +163,40 @@ def bank():
     return TextEmbeddingBank("ngram", 256)
 
 
-def config(**keys):
+def settings(**keys):
     cfg = get_cfg()
     add_rose_config(cfg)
     cfg.TEST.VOCABULARY.update({"WORDNET": "", **keys})
-    return cfg
+    return VocabularySettings.from_config(cfg)
 
 
 def test_levels_are_those_that_can_be_measured(metadata, bank, tiny_wordnet):
-    assert build_vocabulary(config(), metadata).levels == SPELLING
-    similar = build_vocabulary(config(SIMILARITY="name"), metadata, bank)
+    assert build_vocabulary(settings(), metadata).levels == SPELLING
+    similar = build_vocabulary(settings(SIMILARITY="name"), metadata, bank)
     assert similar.levels == (*SPELLING, "similarity") and not similar.wants_embeddings
     pytest.importorskip("nltk")
     keys = {"WORDNET": str(tiny_wordnet), "SIMILARITY": "predicted", "LEVEL": "part"}
-    full = build_vocabulary(config(**keys), metadata, bank)
+    full = build_vocabulary(settings(**keys), metadata, bank)
     assert full.levels == (*SPELLING, *WORDNET, "similarity") and full.wants_embeddings
     assert full.map_names(["poodle"]).rules == ["hyponym"]
 
 
 def test_names_are_embedded_by_the_bank(metadata, bank):
-    vocabulary = build_vocabulary(config(SIMILARITY="name", SIMILARITY_THRESH=0.7), metadata, bank)
+    vocabulary = build_vocabulary(
+        settings(SIMILARITY="name", SIMILARITY_THRESH=0.7), metadata, bank
+    )
     mapping = vocabulary.map_names(["red cart", "giraffe", "dog"])
     assert mapping.class_ids.tolist() == [1, -1, 0]
     assert mapping.rules == ["similarity", "unmapped", "exact"]
 
 
 def test_the_threshold_is_read(metadata, bank):
-    strict = config(SIMILARITY="name", SIMILARITY_THRESH=0.99)
+    strict = settings(SIMILARITY="name", SIMILARITY_THRESH=0.99)
     assert build_vocabulary(strict, metadata, bank).map_names(["red cart"]).rules == ["unmapped"]
 
 
 def test_predicted_embeddings_are_compared_with_the_classes(metadata, bank):
-    vocabulary = build_vocabulary(config(SIMILARITY="predicted"), metadata, bank)
+    vocabulary = build_vocabulary(settings(SIMILARITY="predicted"), metadata, bank)
     predicted = torch.stack([*bank(("red car",)), *bank(("dog",))])
     assert vocabulary.map_names(["xyz", "uvw"], predicted).class_ids.tolist() == [1, 0]
     with pytest.raises(ValueError, match="Got no embeddings"):
@@ -202,7 +205,7 @@ def test_predicted_embeddings_are_compared_with_the_classes(metadata, bank):
 
 def test_a_dataset_without_classes_maps_nothing(bank):
     metadata = Metadata(name="refclef", evaluator_type="refcoco")
-    vocabulary = build_vocabulary(config(SIMILARITY="name"), metadata, bank)
+    vocabulary = build_vocabulary(settings(SIMILARITY="name"), metadata, bank)
     assert vocabulary.map_names(["dog"]).rules == ["unmapped"]
 
 
@@ -221,7 +224,7 @@ def test_a_dataset_without_classes_maps_nothing(bank):
 )
 def test_what_cannot_be_done_is_said(metadata, keys, message):
     with pytest.raises(ValueError, match=message):
-        build_vocabulary(config(**keys), metadata)
+        build_vocabulary(settings(**keys), metadata)
 
 
 def test_a_level_counts_its_rule_and_those_before_it():
