@@ -37,16 +37,16 @@ class TaskLossHook(HookBase):
     """Writes `task/<task>/<term>`, `task/<task>/total` and `task/<task>/images`.
 
     The loss of a run mixes its tasks, so a task that gets worse hides behind the others. The model
-    keeps the terms of each image of a batch as `image_losses`; here they are collected, without
-    waiting for the device, and averaged over `period` iterations. Terms are named without their
-    `loss_`: detectron2's progress line shows every metric with "loss" in its name. NaN and infinity
-    count nowhere.
+    returns means only, so its supervisor is asked for the terms of each image; they are collected
+    without waiting for the device, and averaged over `period` iterations. Terms are named without
+    their `loss_`: detectron2's progress line shows every metric with "loss" in its name. NaN and
+    infinity count nowhere.
     """
 
     def __init__(self, model: nn.Module, period: int) -> None:
         """
         Args:
-            model: the unwrapped model; one without `image_losses` has no such metrics.
+            model: the unwrapped model; one without a `supervisor` has no such metrics.
             period: iterations.
         """
         self._model = model
@@ -55,8 +55,9 @@ class TaskLossHook(HookBase):
         self._batches: list[tuple[list[str], dict[str, torch.Tensor]]] = []
 
     def before_train(self) -> None:
-        if hasattr(self._model, "image_losses"):
-            self._handle = self._model.register_forward_hook(self._collect)
+        supervisor = getattr(self._model, "supervisor", None)
+        if supervisor is not None:
+            self._handle = supervisor.register_loss_hook(self._collect)
 
     def after_train(self) -> None:
         if self._handle is not None:
@@ -71,10 +72,8 @@ class TaskLossHook(HookBase):
         for name, value in task_metrics(ranks).items():
             self.trainer.storage.put_scalar(name, value, smoothing_hint=False)
 
-    def _collect(self, model: Any, args: tuple[list[dict[str, Any]]], output: Any) -> None:
-        if model.training:
-            tasks = [item["task"] for item in args[0]]
-            self._batches.append((tasks, dict(model.image_losses)))
+    def _collect(self, batched_inputs: list[dict], losses: dict[str, torch.Tensor]) -> None:
+        self._batches.append(([item["task"] for item in batched_inputs], losses))
 
 
 def sum_by_task(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
+from torch.utils.hooks import RemovableHandle
 
 from rose_d2.layers.losses import (
     dice_loss,
@@ -35,6 +39,7 @@ from rose_d2.structures.patches import PatchGrid, PatchPredictions, QueryProposa
 from rose_d2.vocabulary.text_embeddings import TextEmbeddingBank
 from rose_d2.vocabulary.vocabulary import CategoryVocabulary
 
+LossHook: TypeAlias = Callable[[list[dict], dict[str, torch.Tensor]], None]
 # Name of the dummy pair that runs through every module when an image has no target.
 NO_TARGET_NAME = "object"
 
@@ -44,9 +49,6 @@ class Supervisor:
 
     Every module runs once per micro-batch whatever the images contain: an image without a target
     contributes one dummy pair of weight 0, so that no rank of a distributed run waits for another.
-
-    Attributes:
-        image_losses: of the last batch: each term's values (B,) by image, without gradient.
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Supervisor:
         self.category_decoder = category_decoder
         self.text_embeddings = text_embeddings
         self.max_pairs = max_pairs
-        self.image_losses: dict[str, torch.Tensor] = {}
+        self._hooks: dict[int, LossHook] = OrderedDict()
         self._vocabularies: dict[str, tuple[str, ...]] = {}
 
     @classmethod
@@ -168,8 +170,20 @@ class Supervisor:
         }
         if self.criterion.weights.ranking:
             losses["loss_ranking"] = self._ranking(batched_inputs, proposals, assignments)
-        self.image_losses = {name: loss.detach() for name, loss in losses.items()}
+        for hook in self._hooks.values():
+            hook(batched_inputs, {name: loss.detach() for name, loss in losses.items()})
         return {name: loss.mean() for name, loss in losses.items()}
+
+    def register_loss_hook(self, hook: LossHook) -> RemovableHandle:
+        """Let a function see the terms of every image, of which the model returns means only.
+
+        Args:
+            hook: called after each batch with its B inputs and each term's values (B,) by image,
+                without gradient.
+        """
+        handle = RemovableHandle(self._hooks)
+        self._hooks[handle.id] = hook
+        return handle
 
     def _choose_pairs(
         self, assignment: PatchAssignment

@@ -1,5 +1,6 @@
 import math
 import time
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from rose_d2.engine.metrics import (
     sum_by_task,
     task_metrics,
 )
+from rose_d2.modeling.supervision import Supervisor
 
 # A product of (5, 8) with (8, 16), its backward pass without that of the input.
 STEP_FLOPS = 2 * (2 * 5 * 8 * 16)
@@ -50,13 +52,25 @@ def test_nan_of_one_image_does_not_spread():
     assert metrics["task/semantic/mask_bce"] == 1.5
 
 
-class TwoTaskModel(nn.Module):
+class ValueSupervisor(Supervisor):
     """Its loss is the value each item comes with."""
 
-    def forward(self, batched_inputs):
+    def __init__(self):
+        self._hooks = OrderedDict()
+
+    def losses(self, batched_inputs):
         values = torch.tensor([item["value"] for item in batched_inputs])
-        self.image_losses = {"loss_text": values}
-        return {"loss_text": values.mean()}
+        for hook in self._hooks.values():
+            hook(batched_inputs, {"loss_text": values})
+
+
+class SupervisedModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.supervisor = ValueSupervisor()
+
+    def forward(self, batched_inputs):
+        return self.supervisor.losses(batched_inputs) if self.training else []
 
 
 class Trainer:
@@ -64,8 +78,7 @@ class Trainer:
 
 
 def test_hook_averages_over_its_period_and_leaves_out_evaluation():
-    model = TwoTaskModel()
-    model.image_losses = {}
+    model = SupervisedModel()
     hook = TaskLossHook(model, period=2)
     hook.trainer = Trainer()
     rows = []
@@ -79,9 +92,26 @@ def test_hook_averages_over_its_period_and_leaves_out_evaluation():
             hook.trainer.iter += 1
         hook.after_train()
     assert rows == [None, 2.0, 2.0, 15.0, 7.0]
-    assert not model._forward_hooks
+    assert not model.supervisor._hooks
     # detectron2's progress line would show it.
     assert not any("loss" in name for name in hook.trainer.storage.latest())
+
+
+def test_the_real_model_tells_the_terms_of_every_image(tiny_model, make_input):
+    hook = TaskLossHook(tiny_model, period=1)
+    hook.trainer = Trainer()
+    items = [make_input("semantic"), make_input("referring")]
+    with EventStorage() as hook.trainer.storage:
+        hook.before_train()
+        tiny_model.train()(items)
+        with torch.no_grad():
+            tiny_model.eval()(items)
+        hook.after_step()
+        hook.after_train()
+        latest = {name: value for name, (value, _) in hook.trainer.storage.latest().items()}
+    assert latest["task/semantic/images"] == latest["task/referring/images"] == 1
+    assert latest["task/semantic/mask_bce"] > 0 and latest["task/referring/total"] > 0
+    assert latest["task/semantic/ranking"] == 0 < latest["task/referring/ranking"]
 
 
 def test_a_model_without_losses_by_image_has_no_such_metrics():

@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 import time
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -17,18 +18,30 @@ from detectron2.utils import comm
 from toy_training import NoDropoutROSE, ToyTrainer, seed_all, toy_config, toy_item
 
 from rose_d2.engine.non_finite import NonFiniteGuard
+from rose_d2.modeling.supervision import Supervisor
 
 STALLS_AT, PATIENCE_SECONDS, REPORT = 4, 120, "Stalled: rank 1"
 
 
-class TaskROSE(NoDropoutROSE):
+class NumberSupervisor(Supervisor):
     """Its losses by image are the numbers of the images."""
 
-    image_losses = {}
+    def __init__(self):
+        self._hooks = OrderedDict()
+
+    def losses(self, batched_inputs):
+        numbers = [float(item["file_name"][:6]) for item in batched_inputs]
+        for hook in self._hooks.values():
+            hook(batched_inputs, {"loss_text": torch.tensor(numbers)})
+
+
+class TaskROSE(NoDropoutROSE):
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.supervisor = NumberSupervisor()
 
     def forward(self, batched_inputs):
-        numbers = [float(item["file_name"][:6]) for item in batched_inputs]
-        self.image_losses = {"loss_text": torch.tensor(numbers)}
+        self.supervisor.losses(batched_inputs)
         return super().forward(batched_inputs)
 
 

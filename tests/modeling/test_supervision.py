@@ -33,20 +33,29 @@ def test_only_an_image_with_one_asked_object_is_ranked(tiny_cfg, make_input):
     one = make_input()["instances"][:1]
     rival = torch.tensor([[50.0, 64.0]])
     items = [make_input(task, instances=one, negative_points=rival) for task in TASKS]
-    with EventStorage():
-        losses = model(items)
-    ranked = model.image_losses["loss_ranking"] > 0
+    losses, by_image = losses_by_image(model, items)
+    ranked = by_image["loss_ranking"] > 0
     assert ranked.tolist() == [task in ("referring", "refinement", "region") for task in TASKS]
     losses["loss_ranking"].backward()
     assert any(p.grad.any() for p in model.patch_analyzer.objectness.parameters())
 
 
-def test_loss_terms_of_each_image_are_kept(tiny_model, make_input):
-    items = [make_input(), make_input("panoptic", response="There are 2 dog in this image.")]
-    torch.manual_seed(0)
+def losses_by_image(model, items):
+    """What the model returns, and what a hook sees."""
+    seen = []
+    handle = model.supervisor.register_loss_hook(lambda *args: seen.append(args))
     with EventStorage():
-        losses = tiny_model.train()(items)
-    kept = tiny_model.image_losses
+        losses = model.train()(items)
+        handle.remove()
+        model(items)
+    ((inputs, by_image),) = seen
+    assert inputs is items
+    return losses, by_image
+
+
+def test_a_hook_sees_the_loss_terms_of_each_image(tiny_model, make_input):
+    items = [make_input(), make_input("panoptic", response="There are 2 dog in this image.")]
+    losses, kept = losses_by_image(tiny_model, items)
     assert set(kept) == set(losses)
     for name, values in kept.items():
         assert values.shape == (2,) and not values.requires_grad

@@ -102,11 +102,6 @@ class ROSE(nn.Module):
         """Where the model is."""
         return self.patch_analyzer.roles.device
 
-    @property
-    def image_losses(self) -> dict[str, torch.Tensor]:
-        """Values (B,) of each loss term by image, of the last training batch, for statistics."""
-        return self.supervisor.image_losses
-
     def forward(self, batched_inputs: list[dict]) -> dict[str, torch.Tensor] | list[dict]:
         """Losses in training, predictions in evaluation.
 
