@@ -118,16 +118,21 @@ class Inference:
             proposals: of the patch analyzer.
             image_embeddings: (B, E, g, g) of the mask head.
         """
-        steps = [self.suppress, self.name]
+        return [
+            self._segment(item, proposals, image_embeddings, index)
+            for index, item in enumerate(batched_inputs)
+        ]
+
+    def _segment(
+        self, item: dict, proposals: QueryProposals, image_embeddings: torch.Tensor, index: int
+    ) -> dict:
+        candidates = self.draw(item, proposals, image_embeddings, index)
+        if not self.settings.nms_class_aware:
+            candidates = self.suppress(candidates, item)
+        candidates = self.name(candidates, item)
         if self.settings.nms_class_aware:
-            steps.reverse()
-        outputs = []
-        for index, item in enumerate(batched_inputs):
-            candidates = self.draw(item, proposals, image_embeddings, index)
-            for step in steps:
-                candidates = step(candidates, item)
-            outputs.append(self.answer(candidates, item))
-        return outputs
+            candidates = self.suppress(candidates, item)
+        return self.answer(candidates, item)
 
     def draw(
         self, item: dict, proposals: QueryProposals, image_embeddings: torch.Tensor, index: int

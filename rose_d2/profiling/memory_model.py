@@ -1,4 +1,4 @@
-"""Activations of a training step or of inference, found by running it without memory."""
+"""What a step holds in memory: activations, found by running it without memory, and its state."""
 
 from __future__ import annotations
 
@@ -21,12 +21,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import DynamicCache
 
 from rose_d2.engine.deepspeed_engine import deepspeed_config
 from rose_d2.engine.step_engine import amp_dtype
-from rose_d2.layers.masks import masks_to_boxes, pairwise_intersection
-from rose_d2.modeling.inference import nms_size
 from rose_d2.modeling.meta_arch.rose import ROSE
 from rose_d2.profiling.inputs import synthetic_inputs
 
@@ -61,7 +58,7 @@ def training_activations(
                 stack.callback(handle.remove)
         stack.enter_context(EventStorage())
         live = stack.enter_context(LiveBytes(list(model.parameters())))
-        stack.enter_context(KnownMasks())
+        stack.enter_context(AllKept())
         dtype = amp_dtype(cfg)
         # Tensors without values take part in the CPU's autocast.
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
@@ -81,8 +78,8 @@ def training_activations(
 def inference_activations(cfg: CfgNode, model: ROSE, batch_size: int) -> dict[str, int]:
     """Most bytes at once in each stage of inference, TEST.TOP_K candidates kept throughout.
 
-    Masks and names are those of the last image, beside the instances of the images before it; the
-    cache of keys and values is that of the longest names.
+    What an image needs counts beside the instances of the images before it; the cache of keys and
+    values is that of the longest names.
 
     Args:
         cfg: the full config.
@@ -90,63 +87,53 @@ def inference_activations(cfg: CfgNode, model: ROSE, batch_size: int) -> dict[st
         batch_size: images.
     """
     inputs = synthetic_inputs(cfg, batch_size, training=False)
-    model.eval()
-    analyzer: Any = model.patch_analyzer
-    mask_head: Any = model.mask_head
+    inference = model.eval().inference
     stages: dict[str, int] = {}
-    with KnownMasks(), LiveBytes(list(model.parameters())) as live:
-        lmm_output, proposals, sam_features = model.perceive(inputs)
-        stages["image and prompt"] = live.restart()
-        kept = torch.arange(min(cfg.TEST.TOP_K, model.backbone.grid.num_patches))
-        candidates = analyzer.embed(proposals, 0, kept)
-        size = tuple(inputs[0]["sam_image"].shape[-2:])
-        (masks,) = mask_head.decode(sam_features[:1], [candidates], [size])
-        full_size = (inputs[0]["height"], inputs[0]["width"])
-        # Alive until the end, as the masks of the images before are.
-        earlier = masks.new_empty(batch_size - 1, len(masks), *full_size, dtype=torch.bool)
-        stages["masks"] = live.restart()
-        _compare(mask_head.upscale(masks, size, nms_size(full_size, cfg.TEST.NMS.LONGEST_SIDE)))
-        stages["mask NMS"] = live.restart()
-        _decode_names(cfg, model, candidates.category_embeddings)
-        stages["names"] = live.restart()
-        _binarise(mask_head.upscale(masks, size, full_size))
-        stages["full-size masks"] = live.restart()
-        del earlier
+    with AllKept(), LiveBytes(list(model.parameters())) as live:
+
+        def end(stage: str) -> None:
+            stages[stage] = max(stages.get(stage, 0), live.restart())
+
+        def segment(index: int, item: dict) -> dict:
+            candidates = inference.draw(item, proposals, sam_features, index)
+            end("masks")
+            candidates = inference.suppress(candidates, item)
+            end("mask NMS")
+            candidates = inference.name(candidates, item)
+            end("names")
+            return inference.answer(candidates, item)
+
+        _, proposals, sam_features = model.perceive(inputs)
+        end("image and prompt")
+        outputs = []
+        for index, item in enumerate(inputs):
+            outputs.append(segment(index, item))
+            end("full-size masks")
     return stages
-
-
-def _compare(logits: torch.Tensor) -> None:
-    """What `mask_nms` computes of masks; the rest of it is small."""
-    masks = logits > 0
-    pairwise_intersection(masks, masks)
-
-
-def _binarise(logits: torch.Tensor) -> None:
-    """What `instance_inference` makes of masks, when it keeps them all."""
-    masks = logits > 0
-    masks_to_boxes(masks)
-    masks[torch.arange(len(masks))]
-
-
-def _decode_names(cfg: CfgNode, model: ROSE, embeddings: torch.Tensor) -> None:
-    """The steps of `CategoryDecoder.generate`, as many as it may take."""
-    lmm, prompt = model.backbone, model.inference.category_decoder.prompt
-    cache = DynamicCache()
-    lmm.run_text(lmm.embed_tokens(torch.tensor([prompt.before])), cache)
-    cache.batch_repeat_interleave(len(embeddings))
-    after = lmm.embed_tokens(torch.tensor(prompt.after)).expand(len(embeddings), -1, -1)
-    words = torch.cat([embeddings[:, None].to(after.dtype), after], dim=1)
-    for _ in range(cfg.MODEL.CATEGORY_DECODER.MAX_TOKENS):
-        states = lmm.run_text(words, cache)[:, -1]
-        _, token = lmm.logits(states).float().log_softmax(dim=1).max(dim=1)
-        words = lmm.embed_tokens(token[:, None]).to(states.dtype)
 
 
 def _drop_gradient(parameter: torch.Tensor) -> None:
     parameter.grad = None
 
 
-class _GpuAutocast(TorchFunctionMode):
+class _Replacing(TorchFunctionMode):
+    """Gives functions of PyTorch another meaning."""
+
+    def call(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Call the function, or what replaces it."""
+        raise NotImplementedError
+
+    def __torch_function__(
+        self,
+        func: Callable,
+        types: Sequence[type],
+        args: tuple = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return self.call(func, args, kwargs or {})
+
+
+class _GpuAutocast(_Replacing):
     """Computes in float32 what a GPU's autocast does and the CPU's does not.
 
     Of PyTorch's list (notes on torch.amp, "CUDA Ops that can autocast to float32") those that
@@ -158,16 +145,10 @@ class _GpuAutocast(TorchFunctionMode):
         | {torch.pow, torch.Tensor.pow, torch.Tensor.__pow__}
     )
 
-    def __torch_function__(
-        self,
-        func: Callable,
-        types: Sequence[type],
-        args: tuple = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def call(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         if func in self._FUNCTIONS and torch.is_autocast_enabled("cpu"):
             args = (_float(args[0]), *args[1:])
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def _norm_in_float32(model: nn.Module, stack: ExitStack) -> None:
@@ -309,7 +290,7 @@ def build_without_memory(cfg: CfgNode, dtype: torch.dtype | None = None) -> ROSE
     What is computed from weights has no values either; what is not (token ids, masks of the
     ground truth, matched patches) is computed as always. So the model runs its own forward and
     backward pass, whatever its size, as long as no value decides what is run: in training that
-    is so, in evaluation only up to the choice of patches.
+    is so, in evaluation `AllKept` decides.
 
     Args:
         cfg: no checkpoints are read, see `without_downloads`.
@@ -333,36 +314,39 @@ def build_without_memory(cfg: CfgNode, dtype: torch.dtype | None = None) -> ROSE
     return model
 
 
-class KnownMasks(TorchFunctionMode):
-    """Lets tensors without values be indexed by masks that have them."""
+class AllKept(_Replacing):
+    """Lets code run that decides by values of tensors which have none.
 
-    def __torch_function__(
-        self,
-        func: Callable,
-        types: Sequence[type],
-        args: tuple = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is torch.Tensor.__getitem__ and isinstance(args[0], FakeTensor):
-            tensor, index = args
-            if isinstance(index, torch.Tensor) and index.dtype is torch.bool:
-                return tensor[index.nonzero(as_tuple=True)]
-        return func(*args, **(kwargs or {}))
+    Such a mask keeps everything, such an order is the given one, such a condition holds, and the
+    numbers themselves are 0. Masks that have values are obeyed.
+    """
+
+    _ORDERS = (torch.argsort, torch.Tensor.argsort)
+    _NUMBERS = (torch.Tensor.item, torch.Tensor.numpy)
+
+    def call(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
+        is_unknown = bool(args) and isinstance(args[0], FakeTensor)
+        if func is torch.Tensor.__getitem__ and getattr(args[1], "dtype", None) is torch.bool:
+            tensor, mask = args
+            if isinstance(mask, FakeTensor):
+                return tensor.clone()
+            return tensor[mask.nonzero(as_tuple=True)]
+        if is_unknown and func in self._ORDERS:
+            return torch.arange(args[0].shape[-1]).expand(args[0].shape)
+        if is_unknown and func is torch.Tensor.__bool__:
+            return True
+        if is_unknown and func in self._NUMBERS:
+            zeros = torch.zeros((), dtype=args[0].dtype).expand(args[0].shape)
+            return func(zeros)
+        return func(*args, **kwargs)
 
 
-class _EmptyOnMeta(TorchFunctionMode):
+class _EmptyOnMeta(_Replacing):
     """Puts weights on the meta device and leaves computed buffers where they are."""
 
-    def __torch_function__(
-        self,
-        func: Callable,
-        types: Sequence[type],
-        args: tuple = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = dict(kwargs or {})
+    def call(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         if func is torch.empty and kwargs.get("device") is None:
-            kwargs["device"] = "meta"
+            kwargs = {**kwargs, "device": "meta"}
         return func(*args, **kwargs)
 
 

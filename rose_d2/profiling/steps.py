@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,6 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
 from rose_d2.engine.build import build_step_engine
@@ -275,7 +273,7 @@ class PartTimes:
     def __enter__(self) -> PartTimes:
         for name, modules in _modules(self._model).items():
             for module in modules:
-                enter = module.register_forward_pre_hook(functools.partial(self._enter, name))
+                enter = module.register_forward_pre_hook(partial(self._enter, name))
                 leave = module.register_forward_hook(self._leave)
                 self._exit.callback(enter.remove)
                 self._exit.callback(leave.remove)
@@ -431,74 +429,3 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-@dataclass(frozen=True)
-class FlopCount:
-    """Floating-point operations; a multiply-add counts as two.
-
-    Attributes:
-        forward: of the function itself.
-        backward: of differentiating its result; with gradient checkpointing the recomputed part
-            of the forward pass is in here too. 0 where nothing was differentiated.
-        operators: both together by operator of PyTorch, largest first.
-    """
-
-    forward: int
-    backward: int
-    operators: dict[str, int]
-
-    @property
-    def total(self) -> int:
-        """Forward and backward."""
-        return self.forward + self.backward
-
-
-def count_flops(
-    function: Callable[[], torch.Tensor | Mapping[str, torch.Tensor] | object],
-    *,
-    backward: bool = False,
-) -> FlopCount:
-    """Run a function once and count the operations of its matrix products and convolutions.
-
-    `torch.utils.flop_counter` counts what the dispatcher sees: matrix products, convolutions and
-    attention (every key counts, also the masked ones); additions, norms and softmax count
-    nothing. Tensors on the meta device and fake tensors are counted like real ones.
-
-    For model FLOPs utilisation (PaLM, appendix B) recomputation must not count: build the model
-    with MODEL.LMM.GRADIENT_CHECKPOINTING False. Frozen weights need no gradient of their own,
-    and none is counted for them.
-
-    Args:
-        function: what to run, for example `lambda: model(batched_inputs)`.
-        backward: also differentiate its result, a scalar or a mapping of scalars that are summed.
-
-    Returns:
-        The counts. Gradients of parameters are left behind as after any backward pass.
-
-    Raises:
-        TypeError: `backward` is set and the result is neither a tensor nor a mapping of tensors.
-    """
-    with FlopCounterMode(display=False) as counter:
-        result = function()
-        forward = counter.get_total_flops()
-        if backward:
-            _loss(result).backward()
-    operators = counter.get_flop_counts().get("Global", {})
-    by_size = sorted(operators.items(), key=lambda item: -item[1])
-    return FlopCount(
-        forward=forward,
-        backward=counter.get_total_flops() - forward,
-        operators={str(name): flops for name, flops in by_size},
-    )
-
-
-def _loss(result: object) -> torch.Tensor:
-    if isinstance(result, torch.Tensor):
-        return result
-    if isinstance(result, Mapping) and result:
-        return torch.stack(list(result.values())).sum()
-    raise TypeError(
-        f"The function returned {type(result).__name__}; to count the backward pass it must "
-        "return a loss, or a dict of losses as the model does in training."
-    )

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rose_d2.profiling.memory_model import LiveBytes, StepState, step_state
+from rose_d2.profiling.memory_model import AllKept, LiveBytes, StepState, step_state
 
 
 @pytest.fixture
@@ -64,6 +65,21 @@ def test_an_unknown_engine_is_refused(cfg, model):
     cfg.SOLVER.ENGINE = "jax"
     with pytest.raises(ValueError, match="SOLVER.ENGINE is 'jax'; memory can be planned for"):
         step_state(cfg, model, 4)
+
+
+def test_without_values_all_is_kept():
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        unknown = torch.empty(3, 4)
+    rows = torch.arange(3)
+    with AllKept():
+        assert torch.argsort(unknown[:, 0], descending=True).tolist() == [0, 1, 2]
+        assert rows[unknown[:, 0] > 0.5].tolist() == [0, 1, 2]
+        assert (unknown > 0.5).any()
+        assert unknown.tolist() == [[0.0] * 4] * 3
+        # What has values is obeyed.
+        assert unknown[torch.tensor([True, False, True])].shape == (2, 4)
+        assert rows[rows > 0].tolist() == [1, 2]
+        assert not (rows > 5).any()
 
 
 def test_the_peak_outlives_what_made_it():

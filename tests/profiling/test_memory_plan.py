@@ -5,10 +5,11 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from rose_d2.engine.metrics import StepFlops
 from rose_d2.profiling.inputs import synthetic_inputs
-from rose_d2.profiling.memory_model import KnownMasks, build_without_memory
+from rose_d2.profiling.memory_model import AllKept, build_without_memory
 from rose_d2.profiling.memory_plan import MemoryPlan, plan_inference, plan_training
-from rose_d2.profiling.steps import count_flops, measure_inference, measure_training_peak
+from rose_d2.profiling.steps import measure_inference, measure_training_peak
 
 
 @pytest.fixture
@@ -46,6 +47,14 @@ def test_inference_takes_what_was_planned(tiny_cfg):
     assert in_bf16.peak == pytest.approx(measured, rel=0.15)
 
 
+def test_inference_is_planned_with_all_candidates_kept(tiny_cfg):
+    """Each image's masks at full size, 480 x 640, count beside those of the images before."""
+    tiny_cfg.TEST.TOP_K = 7
+    (one, *_), (two, *_) = plan_inference(tiny_cfg, 1), plan_inference(tiny_cfg, 2)
+    more = two.rows["full-size masks"] - one.rows["full-size masks"]
+    assert more == pytest.approx(7 * 480 * 640, rel=0.1)
+
+
 def test_checkpointing_saves_activations_only(recipe_cfg):
     plan = plan_training(recipe_cfg, 1)
     assert "with gradient checkpointing" in plan.title
@@ -76,11 +85,12 @@ def test_a_model_without_memory_runs_like_the_real_one(recipe_cfg):
     }
     with EventStorage():
         torch.manual_seed(0)
-        with KnownMasks():
-            planned = count_flops(lambda: model(inputs))
+        with AllKept(), StepFlops(model) as planned:
+            model(inputs)
         torch.manual_seed(0)
-        assert planned == count_flops(lambda: real(inputs))
-    assert planned.forward > 0
+        with StepFlops(real) as counted:
+            real(inputs)
+    assert planned.forward == counted.forward > 0
     assert all(type(p.data) is not torch.Tensor for p in model.parameters())
 
 
