@@ -1,4 +1,4 @@
-"""Geometry of masks: boxes, overlap, centre and resizing."""
+"""Geometry of masks: boxes, overlap, suppression, centre and resizing."""
 
 import cv2
 import numpy as np
@@ -150,14 +150,6 @@ def mask_coverage(masks: Tensor, size: tuple[int, int]) -> Tensor:
     return resized[:, 0].clamp(0, 1)
 
 
-def _first_and_end(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """First True and one past the last True along the last axis of (N, X), zeros when none."""
-    positions = torch.arange(occupied.shape[1], device=occupied.device)
-    end = torch.where(occupied, positions + 1, 0).amax(dim=1)
-    first = torch.where(occupied, positions, occupied.shape[1]).amin(dim=1)
-    return torch.where(end > 0, first, 0), end
-
-
 def mask_nms(
     masks: Tensor, scores: Tensor, threshold: float, classes: Tensor | None = None
 ) -> Tensor:
@@ -184,3 +176,11 @@ def mask_nms(
         if alive[rank]:
             alive[rank + 1 :] &= ~conflicts[rank, rank + 1 :]
     return order[alive.to(order.device)]
+
+
+def _first_and_end(occupied: Tensor) -> tuple[Tensor, Tensor]:
+    """First True and one past the last True along the last axis of (N, X), zeros when none."""
+    positions = torch.arange(occupied.shape[1], device=occupied.device)
+    end = torch.where(occupied, positions + 1, 0).amax(dim=1)
+    first = torch.where(occupied, positions, occupied.shape[1]).amin(dim=1)
+    return torch.where(end > 0, first, 0), end

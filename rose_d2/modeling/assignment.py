@@ -1,4 +1,4 @@
-"""Which patches learn which object, and which learn that there is none."""
+"""Which patches speak: those that learn an object or that there is none, and those that answer."""
 
 from __future__ import annotations
 
@@ -12,34 +12,6 @@ from rose_d2.layers.masks import mask_centre
 from rose_d2.modeling.patch_analyzer import STUFF_ROLE, SuperPatchLayout
 from rose_d2.structures.patches import PatchGrid
 from rose_d2.structures.segments import BOX_SCALE, NormalisedBox
-
-
-@dataclass
-class PatchAssignment:
-    """Supervision of one image's patches.
-
-    Attributes:
-        patches: (M,) long, positive patches; a patch appears once.
-        objects: (M,) long, the object each of them learns.
-        negatives: (Q,) long, sampled patches that learn "nothing asked for is here".
-        num_unassigned: objects for which no patch was free.
-        rivals: (R,) long, all patches outside the objects' windows where nothing is ignored.
-    """
-
-    patches: torch.Tensor
-    objects: torch.Tensor
-    negatives: torch.Tensor
-    num_unassigned: int
-    rivals: torch.Tensor
-
-
-@dataclass(frozen=True)
-class NegativeCounts:
-    """Most negatives of each kind per image (MODEL.ROSE.NEGATIVES_*)."""
-
-    wrong_role: int
-    not_asked: int
-    random: int
 
 
 class PatchAssigner:
@@ -158,6 +130,34 @@ class PatchAssigner:
             (free & ~windows & ~not_asked, counts.random),
         )
         return torch.cat([_sample(kind.nonzero().flatten(), count) for kind, count in kinds])
+
+
+@dataclass
+class PatchAssignment:
+    """Supervision of one image's patches.
+
+    Attributes:
+        patches: (M,) long, positive patches; a patch appears once.
+        objects: (M,) long, the object each of them learns.
+        negatives: (Q,) long, sampled patches that learn "nothing asked for is here".
+        num_unassigned: objects for which no patch was free.
+        rivals: (R,) long, all patches outside the objects' windows where nothing is ignored.
+    """
+
+    patches: torch.Tensor
+    objects: torch.Tensor
+    negatives: torch.Tensor
+    num_unassigned: int
+    rivals: torch.Tensor
+
+
+@dataclass(frozen=True)
+class NegativeCounts:
+    """Most negatives of each kind per image (MODEL.ROSE.NEGATIVES_*)."""
+
+    wrong_role: int
+    not_asked: int
+    random: int
 
 
 def sample_pairs(objects: torch.Tensor, max_pairs: int) -> torch.Tensor:

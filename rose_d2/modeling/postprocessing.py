@@ -1,4 +1,10 @@
-"""From mask candidates to instances and to the answer of a referring expression."""
+"""From the candidates of one image to the outputs of its task.
+
+Candidates are Instances of the original size (H, W) with `scores` (K,), objectness in 0..1;
+`mask_logits` (K, H, W); `pred_category_names` and `name_scores`; `pred_classes` (K,), -1 where
+there is no class; `pred_roles` and `pred_patches` (K,). With a vocabulary also `mapped_classes` and
+`mapping_rules`, see `classes_at`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +25,7 @@ def instance_inference(candidates: Instances, score_threshold: float) -> Instanc
     """Instances above a score, best first.
 
     Args:
-        candidates: see `mask_candidates`.
+        candidates: of one image.
         score_threshold: smallest objectness to keep.
 
     Returns:
@@ -41,7 +47,7 @@ def referring_inference(
     """The answer to a referring expression.
 
     Args:
-        candidates: see `mask_candidates`.
+        candidates: of one image.
         multi_target: False answers with the candidate of highest objectness, whatever its score.
             True answers with the union of all above `score_threshold` after NMS, possibly none.
         score_threshold: smallest objectness, only for `multi_target`.
@@ -68,47 +74,50 @@ def referring_inference(
     }
 
 
-def pixel_scores(candidates: Instances, index: int) -> Tensor:
-    """Objectness times mask probability of one candidate, float32 (H, W) in [0, 1]."""
-    return candidates.scores[index].float() * candidates.mask_logits[index].float().sigmoid()
+def semantic_inference(
+    candidates: Instances,
+    levels: Sequence[str],
+    headline_level: str,
+    num_classes: int,
+    non_object_score: float,
+    merge: str = "max",
+) -> dict:
+    """Semantic segmentation at every level of name mapping.
 
-
-def best_first(scores: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Indices by descending score, equal scores in the input's order.
-
-    Args:
-        scores: (K,).
-        keep: bool (K,), leaves out the others.
-    """
-    order = torch.argsort(scores, descending=True, stable=True)
-    return order if keep is None else order[keep[order]]
-
-
-def binarised(candidates: Instances) -> Instances:
-    """A copy with `pred_masks` (logits above 0) and `pred_boxes` in place of `mask_logits`."""
-    fields = {
-        name: value for name, value in candidates.get_fields().items() if name != "mask_logits"
-    }
-    masks = candidates.mask_logits > 0
-    return Instances(
-        candidates.image_size, **fields, pred_masks=masks, pred_boxes=masks_to_boxes(masks)
-    )
-
-
-def classes_at(candidates: Instances, level: str) -> Tensor:
-    """Classes of the candidates when only the mapping rules up to a level count.
+    Levels only ever map more candidates, so each candidate is added once.
 
     Args:
-        candidates: with mapped_classes and mapping_rules.
-        level: one of the vocabulary's levels.
+        candidates: of one image; those unmapped at a level take no part in it.
+        levels: the vocabulary's, in order.
+        headline_level: one of them.
+        num_classes: C.
+        non_object_score: constant score of "no object".
+        merge: "max" or "sum" of the candidates of a class.
 
     Returns:
-        (K,) long, -1 where no rule up to the level knows the name.
+        sem_seg: float32 (C + 1, H, W) scores at the headline level, the last channel "no object".
+        levels: level -> {"sem_seg_labels": int16 (H, W), C = no object}, one and the same dict
+            for consecutive levels that map no further candidate.
+
+    Raises:
+        ValueError: if `merge` is unknown.
     """
-    counting = [counts_at(rule, level) for rule in MAPPING_RULES]
-    rules = candidates.mapping_rules
-    counts = torch.tensor(counting, device=rules.device)[rules]
-    return torch.where(counts, candidates.mapped_classes, -1)
+    device = candidates.scores.device
+    scores = SemanticScores(candidates.image_size, num_classes, non_object_score, merge, device)
+    added = torch.zeros(len(candidates), dtype=torch.bool, device=device)
+    outputs: dict = {"levels": {}}
+    for level in levels:
+        classes = classes_at(candidates, level)
+        further = (classes >= 0) & ~added
+        for index in further.nonzero().flatten().tolist():
+            scores.add(int(classes[index]), pixel_scores(candidates, index))
+        if not outputs["levels"] or further.any():
+            labels = {"sem_seg_labels": scores.labels()}
+        outputs["levels"][level] = labels
+        added |= further
+        if level == headline_level:
+            outputs["sem_seg"] = scores.dense()
+    return outputs
 
 
 class SemanticScores:
@@ -185,52 +194,6 @@ class SemanticScores:
         return labels
 
 
-def semantic_inference(
-    candidates: Instances,
-    levels: Sequence[str],
-    headline_level: str,
-    num_classes: int,
-    non_object_score: float,
-    merge: str = "max",
-) -> dict:
-    """Semantic segmentation at every level of name mapping.
-
-    Levels only ever map more candidates, so each candidate is added once.
-
-    Args:
-        candidates: see `mask_candidates`; those unmapped at a level take no part in it.
-        levels: the vocabulary's, in order.
-        headline_level: one of them.
-        num_classes: C.
-        non_object_score: constant score of "no object".
-        merge: "max" or "sum" of the candidates of a class.
-
-    Returns:
-        sem_seg: float32 (C + 1, H, W) scores at the headline level, the last channel "no object".
-        levels: level -> {"sem_seg_labels": int16 (H, W), C = no object}, one and the same dict
-            for consecutive levels that map no further candidate.
-
-    Raises:
-        ValueError: if `merge` is unknown.
-    """
-    device = candidates.scores.device
-    scores = SemanticScores(candidates.image_size, num_classes, non_object_score, merge, device)
-    added = torch.zeros(len(candidates), dtype=torch.bool, device=device)
-    outputs: dict = {"levels": {}}
-    for level in levels:
-        classes = classes_at(candidates, level)
-        further = (classes >= 0) & ~added
-        for index in further.nonzero().flatten().tolist():
-            scores.add(int(classes[index]), pixel_scores(candidates, index))
-        if not outputs["levels"] or further.any():
-            labels = {"sem_seg_labels": scores.labels()}
-        outputs["levels"][level] = labels
-        added |= further
-        if level == headline_level:
-            outputs["sem_seg"] = scores.dense()
-    return outputs
-
-
 def panoptic_inference(
     candidates: Instances,
     *,
@@ -247,7 +210,7 @@ def panoptic_inference(
     several patches of one region propose it, and must not push each other under the threshold.
 
     Args:
-        candidates: see `mask_candidates`.
+        candidates: of one image.
         score_threshold: smallest objectness of a candidate.
         overlap_threshold: smallest share of its mask that a segment must keep.
         stuff_role: role that means stuff when there is no vocabulary.
@@ -299,7 +262,7 @@ def panoptic_levels(
     """Panoptic segmentation at every level of name mapping.
 
     Args:
-        candidates: see `mask_candidates`; those unmapped at a level take no part in it.
+        candidates: of one image; those unmapped at a level take no part in it.
         levels: the vocabulary's, in order.
         score_threshold: see `panoptic_inference`, as the other arguments.
         overlap_threshold: see there.
@@ -369,3 +332,46 @@ def _assign_pixels(candidates: Instances, groups: Sequence[_SegmentGroup]) -> Te
             best[wins] = scores[wins]
             owners[wins] = number
     return owners
+
+
+def pixel_scores(candidates: Instances, index: int) -> Tensor:
+    """Objectness times mask probability of one candidate, float32 (H, W) in [0, 1]."""
+    return candidates.scores[index].float() * candidates.mask_logits[index].float().sigmoid()
+
+
+def best_first(scores: Tensor, keep: Tensor | None = None) -> Tensor:
+    """Indices by descending score, equal scores in the input's order.
+
+    Args:
+        scores: (K,).
+        keep: bool (K,), leaves out the others.
+    """
+    order = torch.argsort(scores, descending=True, stable=True)
+    return order if keep is None else order[keep[order]]
+
+
+def binarised(candidates: Instances) -> Instances:
+    """A copy with `pred_masks` (logits above 0) and `pred_boxes` in place of `mask_logits`."""
+    fields = {
+        name: value for name, value in candidates.get_fields().items() if name != "mask_logits"
+    }
+    masks = candidates.mask_logits > 0
+    return Instances(
+        candidates.image_size, **fields, pred_masks=masks, pred_boxes=masks_to_boxes(masks)
+    )
+
+
+def classes_at(candidates: Instances, level: str) -> Tensor:
+    """Classes of the candidates when only the mapping rules up to a level count.
+
+    Args:
+        candidates: with mapped_classes and mapping_rules.
+        level: one of the vocabulary's levels.
+
+    Returns:
+        (K,) long, -1 where no rule up to the level knows the name.
+    """
+    counting = [counts_at(rule, level) for rule in MAPPING_RULES]
+    rules = candidates.mapping_rules
+    counts = torch.tensor(counting, device=rules.device)[rules]
+    return torch.where(counts, candidates.mapped_classes, -1)

@@ -1,4 +1,4 @@
-"""The S x S grid of patches: where a patch lies and which patches surround a point."""
+"""Patches: the S x S grid they form, what is proposed and predicted at them, and their features."""
 
 from __future__ import annotations
 

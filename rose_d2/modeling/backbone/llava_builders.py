@@ -1,4 +1,8 @@
-"""Building, loading and saving Hugging Face's LLaVA-OneVision."""
+"""Hugging Face's LLaVA-OneVision: built, loaded, saved, and what ROSE changes in it.
+
+The changes are LoRA adapters, a fourth input channel, and positions that start from sines and
+cosines.
+"""
 
 from __future__ import annotations
 
@@ -145,6 +149,18 @@ def check_source(cfg: CfgNode) -> None:
         )
 
 
+def lmm_dtype(cfg: CfgNode) -> torch.dtype:
+    """MODEL.LMM.DTYPE as a torch dtype.
+
+    Raises:
+        ValueError: for anything but float32 and bfloat16.
+    """
+    name = cfg.MODEL.LMM.DTYPE
+    if name not in DTYPES:
+        raise ValueError(f"MODEL.LMM.DTYPE is {name!r}; allowed are {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
 def _set_attention(model: LlavaOnevisionForConditionalGeneration, cfg: CfgNode) -> None:
     name = cfg.MODEL.LMM.ATTENTION
     if name not in ATTENTIONS:
@@ -158,18 +174,6 @@ def _set_attention(model: LlavaOnevisionForConditionalGeneration, cfg: CfgNode) 
             "MODEL.LMM.ATTENTION flash_attention_2 needs the package flash-attn and a GPU: "
             "install it, or use sdpa, whose flash kernels come with PyTorch."
         ) from error
-
-
-def lmm_dtype(cfg: CfgNode) -> torch.dtype:
-    """MODEL.LMM.DTYPE as a torch dtype.
-
-    Raises:
-        ValueError: for anything but float32 and bfloat16.
-    """
-    name = cfg.MODEL.LMM.DTYPE
-    if name not in DTYPES:
-        raise ValueError(f"MODEL.LMM.DTYPE is {name!r}; allowed are {', '.join(DTYPES)}.")
-    return DTYPES[name]
 
 
 def _vision_sizes(lmm: CfgNode) -> dict:
