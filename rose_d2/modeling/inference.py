@@ -24,6 +24,7 @@ from rose_d2.modeling.postprocessing import (
     referring_inference,
     semantic_inference,
 )
+from rose_d2.prompts.tasks import TASKS, Task
 from rose_d2.structures.patches import PatchGrid, QueryProposals
 from rose_d2.vocabulary.text_embeddings import TextEmbeddingBank
 from rose_d2.vocabulary.vocabulary import (
@@ -35,8 +36,6 @@ from rose_d2.vocabulary.vocabulary import (
 
 # The leaf of a candidate list for everything that is none of the candidates.
 OTHER_NAME = "other"
-# Tasks that ask for one region and are answered with one mask, whatever its score.
-ONE_MASK_TASKS = ("referring", "refinement", "region")
 # Fields of the candidates that only inference itself needs.
 _INTERNAL_FIELDS = ("low_res_masks", "category_embeddings", "siglip_embeddings")
 
@@ -199,9 +198,9 @@ class Inference:
     def _select(
         self, proposals: QueryProposals, index: int, item: dict, grid: PatchGrid
     ) -> torch.Tensor:
-        settings, task = self.settings, item["task"]
+        settings, task = self.settings, TASKS[item["task"]]
         logits = proposals.objectness_logits[index]
-        if task in ONE_MASK_TASKS and not self._is_multi_target(task):
+        if task.has_one_answer and not self._is_multi_target(task):
             if "answer_box" in item:
                 outside = ~patches_touching(grid, item["answer_box"]).to(logits.device)
                 logits = logits.masked_fill(outside, -torch.inf)
@@ -209,8 +208,8 @@ class Inference:
         kept = select_patches(logits, proposals.roles, settings.top_k, settings.top_k_stuff)
         return kept[logits[kept].float().sigmoid() >= settings.objectness_floor(task)]
 
-    def _is_multi_target(self, task: str) -> bool:
-        return task == "referring" and self.settings.multi_target
+    def _is_multi_target(self, task: Task) -> bool:
+        return task.takes_expression and self.settings.multi_target
 
     @staticmethod
     def _roles(proposals: QueryProposals, patches: torch.Tensor) -> torch.Tensor:
@@ -239,14 +238,14 @@ class Inference:
         candidates.mapped_classes = class_ids.to(device)
         candidates.mapping_rules = torch.tensor(rule_ids, dtype=torch.long, device=device)
         candidates.pred_classes = classes_at(candidates, self.settings.headline_level)
-        if item["task"] in ONE_MASK_TASKS:
+        if TASKS[item["task"]].has_one_answer:
             candidates.remove("mapped_classes")
             candidates.remove("mapping_rules")
 
     def _outputs(self, candidates: Instances, item: dict) -> dict:
         settings = self.settings
-        task = item["task"]
-        if task in ONE_MASK_TASKS:
+        task = TASKS[item["task"]]
+        if task.has_one_answer:
             return referring_inference(
                 candidates,
                 multi_target=self._is_multi_target(task),
@@ -255,7 +254,7 @@ class Inference:
             )
         vocabulary = self.vocabulary(item.get("dataset_name"))
         output: dict = {"instances": instance_inference(candidates, settings.score_thresh)}
-        if task == "semantic" and vocabulary is not None:
+        if task.output == "sem_seg" and vocabulary is not None:
             output |= semantic_inference(
                 candidates,
                 vocabulary.levels,
@@ -264,7 +263,7 @@ class Inference:
                 settings.non_object_score,
                 settings.semantic_merge,
             )
-        if task == "panoptic":
+        if task.output == "panoptic_seg":
             output |= self._panoptic(candidates, vocabulary)
         return output
 
@@ -292,11 +291,12 @@ def nms_size(image_size: tuple[int, int], longest_side: int) -> tuple[int, int]:
 
 def _allowed_names(item: dict) -> tuple[str, ...]:
     """The names that decoding may spell for an input, () for any."""
+    task = TASKS[item["task"]]
     # A referring expression already says what its answer is.
-    if item["task"] == "referring" or not item.get("candidates"):
+    if task.takes_expression or not item.get("candidates"):
         return ()
     # The one answer of the other tasks about one region cannot be rejected.
-    leaves = () if item["task"] in ONE_MASK_TASKS else (OTHER_NAME,)
+    leaves = () if task.has_one_answer else (OTHER_NAME,)
     return tuple(dict.fromkeys([*item["candidates"], *leaves]))
 
 
@@ -336,7 +336,7 @@ class InferenceSettings:
             headline_level=test.VOCABULARY.LEVEL,
         )
 
-    def objectness_floor(self, task: str) -> float:
+    def objectness_floor(self, task: Task) -> float:
         """The objectness below which a candidate leaves no trace in the outputs of a task.
 
         Leaving such candidates out before masks are compared and names are decoded, which costs
@@ -344,16 +344,16 @@ class InferenceSettings:
         of still lower objectness.
 
         Args:
-            task: "semantic", "instance", "panoptic" or "referring".
+            task: of the question.
 
         Returns:
             For instances their score threshold. A semantic candidate below the score of "no
             object" wins no pixel, unless candidates add up; a panoptic one has its own threshold.
             Both outputs come with instances.
         """
-        if task == "semantic":
+        if task.output == "sem_seg":
             hidden = self.non_object_score if self.semantic_merge == "max" else 0.0
             return min(self.score_thresh, hidden)
-        if task == "panoptic":
+        if task.output == "panoptic_seg":
             return min(self.score_thresh, self.panoptic_score_thresh)
         return self.score_thresh

@@ -31,9 +31,9 @@ from rose_d2.modeling.assignment import (
 )
 from rose_d2.modeling.backbone.lmm import LMMOutput
 from rose_d2.modeling.category_decoder import CategoryDecoder
-from rose_d2.modeling.inference import ONE_MASK_TASKS
 from rose_d2.modeling.mask_head import MaskHead, view_size
 from rose_d2.modeling.patch_analyzer import PatchAnalyzer, SuperPatchLayout
+from rose_d2.prompts.tasks import TASKS
 from rose_d2.structures.category_names import CategoryNames
 from rose_d2.structures.patches import PatchGrid, PatchPredictions, QueryProposals
 from rose_d2.vocabulary.text_embeddings import TextEmbeddingBank
@@ -276,7 +276,7 @@ class Supervisor:
         rows = zip(batched_inputs, proposals.objectness_logits, assignments, strict=True)
         asked, rivals = [], []
         for item, logits, assignment in rows:
-            is_asked = item["task"] in ONE_MASK_TASKS
+            is_asked = TASKS[item["task"]].has_one_answer
             asked.append(logits[assignment.patches if is_asked else []])
             rivals.append(logits[assignment.rivals if is_asked else []])
         return self.criterion.ranking(asked, rivals)

@@ -108,7 +108,7 @@ def true_segments(sample: Mapping[str, Any], task: str, metadata: Metadata) -> I
     Raises:
         FileNotFoundError: an annotation file is missing.
     """
-    if task == "referring":
+    if TASKS[task].takes_expression:
         target = ReferringTarget(dict(sample))
         ignore = None if target.ignore is None else torch.from_numpy(target.ignore)
         mask = torch.from_numpy(target.mask)[None]

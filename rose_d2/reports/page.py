@@ -26,6 +26,7 @@ from rose_d2.reports.image_scores import (
     missing_images,
 )
 from rose_d2.visualization.visualizer import RoseVisualizer
+from rose_d2.prompts.tasks import TASKS
 
 MAX_BYTES = 15_000_000
 # What pictures may take of it, before base64 adds a third.
@@ -91,7 +92,7 @@ def make_card(saved: SavedPredictions, image: ScoredImage, picture_bytes: int) -
     """
     sample = saved.samples[image.key]
     predicted, true = saved.segments(image.key)
-    sentence = sample["sentence"] if saved.task == "referring" else None
+    sentence = sample["sentence"] if TASKS[saved.task].takes_expression else None
     pixels = read_image(sample["file_name"])
     pictures = [
         jpeg_data_uri(draw_segments(pixels, segments, sentence), picture_bytes)
@@ -108,7 +109,7 @@ def _sections(
     task: str, selection: Selection, seed: int, cards: Mapping[str, Card]
 ) -> list[dict[str, Any]]:
     """Title, anchor, note and cards of the sections that have images."""
-    noun = "answers" if task == "referring" else "images"
+    noun = "answers" if TASKS[task].takes_expression else "images"
     sections = [
         ("best", "Highest scores first.", selection.best),
         ("worst", "Lowest scores first.", selection.worst),
@@ -130,7 +131,7 @@ def _overview(scores: Sequence[ImageScore], saved: SavedPredictions) -> dict[str
     """What the top of the page shows, by the template's names."""
     values = [score.score for score in scores]
     deciles = statistics.quantiles(values, n=10) if len(values) > 1 else [values[0]] * 9
-    is_referring = saved.task == "referring"
+    is_referring = TASKS[saved.task].takes_expression
     rows = [
         (
             f"{'sentences' if is_referring else 'images'} scored",

@@ -9,6 +9,7 @@ from detectron2.data import MetadataCatalog
 from rose_d2.modeling.inference import InferenceSettings
 from rose_d2.structures.category_names import CategoryNames
 from rose_d2.vocabulary.vocabulary import MAPPING_RULES
+from rose_d2.prompts.tasks import TASKS
 
 # Longer than CATEGORY_DECODER.MAX_TOKENS, with a period in its middle, the start of another.
 CANDIDATES = ["dog", "red car", "St. Bernard dog, which saves people in the mountains", "dog house"]
@@ -263,4 +264,4 @@ def test_settings_are_the_test_keys(tiny_cfg):
     ],
 )
 def test_candidates_without_a_trace_are_left_out(settings, task, changes, floor):
-    assert dataclasses.replace(settings, **changes).objectness_floor(task) == floor
+    assert dataclasses.replace(settings, **changes).objectness_floor(TASKS[task]) == floor
