@@ -13,7 +13,7 @@ from scripts import load_script
 from rose_d2.checkpoint.checkpointer import RoseCheckpointer
 from rose_d2.checkpoint.weights import read_safetensors
 from rose_d2.config.read import read_config
-from rose_d2.engine.torch_engine import build_optimizer
+from rose_d2.engine.optimizer import build_optimizer
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "export_checkpoint.py"
 CONFIG = "configs/rose_tiny_lora.yaml"

@@ -20,18 +20,18 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from rose_d2.engine.non_finite import NonFiniteGuard
+from rose_d2.engine.optimizer import (
+    build_parameter_groups,
+    check_optimizer_state,
+    check_weight_dtypes,
+    trained_parameters,
+)
 from rose_d2.engine.step_engine import (
     StepEngine,
     accumulation_steps,
     amp_dtype,
     detached_losses,
     max_grad_norm,
-)
-from rose_d2.engine.torch_engine import (
-    build_parameter_groups,
-    check_optimizer_state,
-    check_weight_dtypes,
-    trained_parameters,
 )
 
 logger = logging.getLogger(__name__)

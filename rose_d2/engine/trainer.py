@@ -7,7 +7,7 @@ import logging
 import multiprocessing
 import os
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,6 @@ from rose_d2.config.fingerprint import config_hash, file_sha256
 from rose_d2.config.read import read_config
 from rose_d2.data.build import build_rose_test_loader, build_rose_train_loader
 from rose_d2.data.datasets.custom import use_custom_data
-from rose_d2.engine.build import build_step_engine
 from rose_d2.engine.evaluate import Weights, check_test_datasets, evaluate_dataset
 from rose_d2.engine.launch import shared_store
 from rose_d2.engine.metrics import TaskLossHook, ThroughputHook
@@ -40,7 +39,7 @@ from rose_d2.engine.preemption import (
     RandomStateHook,
     preserved_random_state,
 )
-from rose_d2.engine.step_engine import StepEngine, amp_dtype
+from rose_d2.engine.step_engine import StepEngine, TorchStepEngine, amp_dtype
 from rose_d2.engine.watchdog import WatchdogHook
 from rose_d2.evaluation.build import build_evaluator
 from rose_d2.modeling.parameter_table import log_parameter_table
@@ -324,3 +323,29 @@ def _shared_description(weights_file: str) -> Weights:
     """Name and hash of the weights; only the main process reads the file for it."""
     sha256 = file_sha256(weights_file) if comm.is_main_process() else ""
     return Weights(weights_file, comm.all_gather(sha256)[0])
+
+
+def build_step_engine(cfg: CfgNode, model: nn.Module) -> StepEngine:
+    """Build the engine named by `SOLVER.ENGINE` around a model on its device.
+
+    Raises:
+        ValueError: the name is unknown, or the engine refuses a setting.
+    """
+    if cfg.SOLVER.ENGINE not in STEP_ENGINES:
+        raise ValueError(
+            f"SOLVER.ENGINE is {cfg.SOLVER.ENGINE!r}, but the engines are {sorted(STEP_ENGINES)}."
+        )
+    return STEP_ENGINES[cfg.SOLVER.ENGINE](cfg, model)
+
+
+def _deepspeed_engine(cfg: CfgNode, model: nn.Module) -> StepEngine:
+    # Imported when used: DeepSpeed is slow to import and only dependable on Linux.
+    from rose_d2.engine.deepspeed_engine import DeepSpeedStepEngine
+
+    return DeepSpeedStepEngine(cfg, model)
+
+
+STEP_ENGINES: dict[str, Callable[[CfgNode, nn.Module], StepEngine]] = {
+    "torch": TorchStepEngine,
+    "deepspeed": _deepspeed_engine,
+}

@@ -8,8 +8,8 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
+from rose_d2.engine.optimizer import train_in_float32
 from rose_d2.engine.step_engine import amp_dtype
-from rose_d2.engine.torch_engine import train_in_float32
 from rose_d2.modeling.meta_arch.rose import ROSE
 from rose_d2.profiling.inputs import without_downloads
 from rose_d2.profiling.memory_model import (

@@ -24,9 +24,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.hooks import RemovableHandle
 
-from rose_d2.engine.build import build_step_engine
 from rose_d2.engine.metrics import StepFlops, measured_peak
 from rose_d2.engine.step_engine import StepEngine, amp_dtype
+from rose_d2.engine.trainer import build_step_engine
 from rose_d2.modeling.meta_arch.rose import ROSE
 from rose_d2.profiling.inputs import synthetic_inputs, without_downloads
 

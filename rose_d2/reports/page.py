@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from PIL import Image
 
 from rose_d2.data.image_io import read_image
+from rose_d2.prompts.tasks import TASKS
 from rose_d2.reports.image_scores import (
     ImageScore,
     ImageSegments,
@@ -26,7 +27,6 @@ from rose_d2.reports.image_scores import (
     missing_images,
 )
 from rose_d2.visualization.visualizer import RoseVisualizer
-from rose_d2.prompts.tasks import TASKS
 
 MAX_BYTES = 15_000_000
 # What pictures may take of it, before base64 adds a third.

@@ -9,7 +9,7 @@ from toy_training import NoDropoutROSE, toy_config
 
 from rose_d2.config.read import read_config
 from rose_d2.engine.deepspeed_engine import DeepSpeedStepEngine, deepspeed_config
-from rose_d2.engine.torch_engine import warmup_decay_factor
+from rose_d2.engine.optimizer import warmup_decay_factor
 
 SCRIPT = ROOT / "tests/helpers/step_engine_jobs.py"
 STEPS = 4

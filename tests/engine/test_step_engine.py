@@ -1,8 +1,8 @@
 import pytest
 from toy_training import ToyROSE, toy_config
 
-from rose_d2.engine.build import build_step_engine
-from rose_d2.engine.torch_engine import TorchStepEngine
+from rose_d2.engine.step_engine import TorchStepEngine
+from rose_d2.engine.trainer import build_step_engine
 
 
 def test_engine_is_chosen_by_name(tmp_path):

@@ -13,13 +13,13 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from toy_training import NoDropoutROSE, ToyROSE, seed_all, toy_config, toy_item
 
-from rose_d2.engine.torch_engine import (
-    TorchStepEngine,
+from rose_d2.engine.optimizer import (
     build_lr_scheduler,
     build_optimizer,
     parameter_groups,
     warmup_decay_factor,
 )
+from rose_d2.engine.step_engine import TorchStepEngine
 
 
 def items(*indices):

@@ -26,7 +26,7 @@ from detectron2.utils.events import EventStorage
 
 import rose_d2  # noqa: F401  (registers the model)
 from rose_d2.config.defaults import add_rose_config
-from rose_d2.engine.build import build_step_engine
+from rose_d2.engine.trainer import build_step_engine
 from rose_d2.prompts.conversation import Conversation
 from rose_d2.structures.category_names import CategoryNames
 

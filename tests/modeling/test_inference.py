@@ -7,9 +7,9 @@ import torch
 from detectron2.data import MetadataCatalog
 
 from rose_d2.modeling.inference import InferenceSettings
+from rose_d2.prompts.tasks import TASKS
 from rose_d2.structures.category_names import CategoryNames
 from rose_d2.vocabulary.vocabulary import MAPPING_RULES
-from rose_d2.prompts.tasks import TASKS
 
 # Longer than CATEGORY_DECODER.MAX_TOKENS, with a period in its middle, the start of another.
 CANDIDATES = ["dog", "red car", "St. Bernard dog, which saves people in the mountains", "dog house"]
