@@ -110,7 +110,9 @@ def mask_centre(mask: Tensor) -> tuple[float, float]:
     depth = cv2.distanceTransform(
         np.pad(crop, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
     )
-    deepest_row, deepest_column = np.unravel_index(np.argmax(depth), depth.shape)
+    # Squares of distances are whole numbers. OpenCV's last bits depend on where the array lies in
+    # memory, and would decide between points of equal depth.
+    deepest_row, deepest_column = np.unravel_index(np.argmax(np.rint(depth**2)), depth.shape)
     return float(left + deepest_column - 0.5), float(top + deepest_row - 0.5)
 
 

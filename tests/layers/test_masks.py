@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -77,6 +78,21 @@ def test_centre_of_a_ring_is_its_deepest_inside_point():
     x, y = mask_centre(ring)
     assert ring[int(y), int(x)]
     assert y == 7.5 and 1 < x < 8
+
+
+def test_equal_depths_are_told_apart_by_place_and_not_by_rounding(monkeypatch):
+    two_bars = _mask(9, 11, (0, 0, 3, 9), (8, 0, 11, 9))
+    exact = cv2.distanceTransform
+
+    def rounded_up_on_the_right(*args):
+        depth = exact(*args)
+        depth[:, 6:] *= 1 + 1e-7
+        return depth
+
+    expected = mask_centre(two_bars)
+    assert expected[0] == 1.5
+    monkeypatch.setattr(cv2, "distanceTransform", rounded_up_on_the_right)
+    assert mask_centre(two_bars) == expected
 
 
 def test_centre_of_an_empty_mask_is_refused():
