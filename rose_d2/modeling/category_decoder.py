@@ -300,7 +300,9 @@ class ResponseDecoder:
         state = self.lmm.read_prompt(image, prior_mask, prompt, cache)  # (1, 1, D)
         tokens: list[int] = []
         while len(tokens) < self.max_tokens:
-            token = self.lmm.logits(state).argmax(dim=-1)  # (1, 1)
+            # Rows beyond the tokenizer's own are padding of the embedding, never a word.
+            words = self.lmm.logits(state)[..., : len(self.lmm.tokenizer)]
+            token = words.argmax(dim=-1)  # (1, 1)
             if int(token) == self.lmm.tokenizer.eos_token_id:
                 break
             tokens.append(int(token))

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rose_d2.modeling.category_decoder import CandidateTrie, CategoryDecoder
+from rose_d2.modeling.category_decoder import CandidateTrie, CategoryDecoder, ResponseDecoder
 from rose_d2.prompts.conversation import encode_name
 from rose_d2.structures.category_names import CategoryNames
 
@@ -170,3 +170,32 @@ def test_gradient_reaches_the_category_embedding(lmm, decoder):
     embeddings = torch.randn(1, lmm.hidden_size, requires_grad=True)
     decoder.loss(embeddings, CategoryNames(["dog"])).sum().backward()
     assert embeddings.grad.abs().sum() > 0
+
+
+def pad_vocabulary(lmm, monkeypatch, rows=8):
+    """Give the LMM rows of logits that belong to no word, and let them win."""
+    logits = lmm.logits
+    monkeypatch.setattr(lmm, "logits", lambda states: F.pad(logits(states), (0, rows), value=1e3))
+
+
+@pytest.mark.parametrize("candidates", [None, ["dog", "red car"]])
+def test_padding_of_the_vocabulary_is_never_a_word(lmm, decoder, monkeypatch, candidates):
+    torch.manual_seed(0)
+    embeddings = torch.randn(3, lmm.hidden_size) * 3
+    trie = decoder.candidate_trie(candidates) if candidates else None
+    expected = decoder.generate(embeddings, trie)
+    assert any(expected.names)
+    pad_vocabulary(lmm, monkeypatch)
+    assert lmm.logits(embeddings).shape[1] == len(lmm.tokenizer) + 8
+    decoded = decoder.generate(embeddings, trie)
+    assert list(decoded.names) == list(expected.names)
+    torch.testing.assert_close(decoded.scores, expected.scores)
+
+
+def test_a_response_has_no_padding_of_the_vocabulary(tiny_model, make_input, monkeypatch):
+    tiny_model.eval().response_decoder = ResponseDecoder(tiny_model.backbone, 6)
+    with torch.no_grad():
+        (expected,) = tiny_model([make_input()])
+        pad_vocabulary(tiny_model.backbone, monkeypatch)
+        (found,) = tiny_model([make_input()])
+    assert found["text"] == expected["text"] != ""
