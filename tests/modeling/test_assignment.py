@@ -12,6 +12,7 @@ Roles with the paper's layout, patch 0 at the top left:
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 
 from rose_d2.modeling.assignment import (
@@ -192,3 +193,21 @@ def test_patches_that_a_box_touches():
     assert patches_touching(grid, (500, 500, 500, 500)).nonzero().flatten().tolist() == [4]
     assert patches_touching(grid, (999, 999, 999, 999)).nonzero().flatten().tolist() == [8]
     assert patches_touching(grid, (0, 0, 999, 999)).all()
+
+
+@pytest.mark.parametrize(
+    ("window", "patches"),
+    [
+        (1, [7]),
+        (3, [0, 1, 2, 6, 7, 8, 12, 13, 14]),
+        # Shifted inwards at the border.
+        (5, [column + 6 * row for row in range(5) for column in range(5)]),
+    ],
+)
+def test_the_window_of_the_config_is_used(tiny_cfg, window, patches):
+    super_patch = tiny_cfg.MODEL.SUPER_PATCH
+    super_patch.LAYOUT, super_patch.WINDOW = ["a"], window
+    assigner = build_model(tiny_cfg).supervisor.assigner
+    result = assigner(instances_of((11, 11, 31, 31)), NO_POINTS, NOTHING_IGNORED)
+    assert owned(result, 0) == patches
+    assert not set(result.rivals.tolist()) & set(patches)

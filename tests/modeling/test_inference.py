@@ -265,3 +265,28 @@ def test_settings_are_the_test_keys(tiny_cfg):
 )
 def test_candidates_without_a_trace_are_left_out(settings, task, changes, floor):
     assert dataclasses.replace(settings, **changes).objectness_floor(TASKS[task]) == floor
+
+
+def test_every_setting_is_its_own_key(tiny_cfg):
+    expected = InferenceSettings(
+        top_k=11,
+        top_k_stuff=2,
+        score_thresh=0.13,
+        nms_thresh=0.14,
+        nms_class_aware=True,
+        nms_longest_side=15,
+        non_object_score=0.16,
+        semantic_merge="sum",
+        panoptic_score_thresh=0.17,
+        panoptic_overlap_thresh=0.18,
+        multi_target=True,
+        headline_level="exact",
+    )
+    keys = ("TOP_K", "TOP_K_STUFF", "SCORE_THRESH", "NMS.THRESH", "NMS.CLASS_AWARE")
+    keys += ("NMS.LONGEST_SIDE", "SEMANTIC.NON_OBJECT_SCORE", "SEMANTIC.MERGE")
+    keys += ("PANOPTIC.SCORE_THRESH", "PANOPTIC.OVERLAP_THRESH", "REFERRING.MULTI_TARGET")
+    keys += ("VOCABULARY.LEVEL",)
+    values = dataclasses.astuple(expected)
+    for key, value in zip(keys, values, strict=True):
+        tiny_cfg.merge_from_list([f"TEST.{key}", value])
+    assert InferenceSettings.from_config(tiny_cfg) == expected

@@ -156,3 +156,14 @@ def test_bad_checkpoints_and_sizes_are_refused(sam, tmp_path):
         build_sam(build_cfg(SAM_ARCH="vit_b", IMAGE_SIZE=512))
     with pytest.raises(ValueError, match="vit_h, vit_l, vit_b, tiny"):
         build_sam(build_cfg(SAM_ARCH="vit_x"))
+
+
+def test_images_are_normalised_as_the_config_says():
+    numbers = {"PIXEL_MEAN": [1.0, 2.0, 3.0], "PIXEL_STD": [4.0, 5.0, 6.0]}
+    head = SAMMaskHead(build_cfg(SAM_ARCH="tiny", IMAGE_SIZE=SIDE, **numbers))
+    seen = []
+    head.image_encoder.register_forward_pre_hook(lambda _, views: seen.append(views[0]))
+    head.encode([torch.tensor([5.0, 12.0, 21.0]).view(3, 1, 1).expand(3, SIDE, SIDE)])
+    # By hand: 5 - 1 over 4, 12 - 2 over 5 and 21 - 3 over 6.
+    expected = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1).expand(1, 3, SIDE, SIDE)
+    torch.testing.assert_close(seen[0], expected)
