@@ -8,6 +8,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 
 import rose_d2  # noqa: F401  (registers the model and the datasets)
+from rose_d2.checkpoint.export import export_merged
+from rose_d2.checkpoint.weights import save_weights
 from rose_d2.config.defaults import add_rose_config
 from rose_d2.prompts.conversation import Conversation
 from rose_d2.structures.category_names import CategoryNames
@@ -33,6 +35,15 @@ def tiny_model(tiny_cfg):
     """A randomly initialised ROSE on the 6 x 6 grid, the same in every test."""
     torch.manual_seed(0)
     return build_model(tiny_cfg)
+
+
+@pytest.fixture
+def exported(tiny_cfg, tiny_model, tmp_path):
+    """Folder `exported` of a merged export of the random model."""
+    weights = tmp_path / "weights.safetensors"
+    save_weights(tiny_model, str(weights))
+    export_merged(tiny_cfg, tiny_model, str(weights), tmp_path / "exported")
+    return tmp_path / "exported"
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 import pytest
 
-from rose_d2.config.read import read_config
+from rose_d2.config.read import read_config, read_released_config
 
 
 def test_file_and_command_line_are_merged():
@@ -29,3 +29,12 @@ def test_a_wrong_file_is_named(tmp_path):
     file.write_text("NO_SUCH_KEY: 1\n")
     with pytest.raises(ValueError, match=r"In .*odd\.yaml: Non-existent config key: NO_SUCH_KEY"):
         read_config(str(file))
+
+
+def test_a_smallest_score_takes_the_place_of_both_thresholds():
+    cfg = read_released_config("configs/rose_tiny.yaml", min_score=0.123)
+    assert cfg.TEST.SCORE_THRESH == cfg.TEST.PANOPTIC.SCORE_THRESH == 0.123
+    assert cfg.MODEL.WEIGHTS.endswith("checkpoints/rose_tiny")
+    as_written = read_released_config("configs/rose_tiny.yaml", ["MODEL.WEIGHTS", "mine.pth"])
+    assert as_written.TEST.SCORE_THRESH != as_written.TEST.PANOPTIC.SCORE_THRESH
+    assert as_written.MODEL.WEIGHTS == "mine.pth"

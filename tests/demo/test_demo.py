@@ -6,14 +6,10 @@ import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
-from detectron2.config import get_cfg
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 from scripts import load_script
 
-from rose_d2.checkpoint.weights import save_weights
-from rose_d2.config.defaults import add_rose_config
 from rose_d2.modeling.patch_analyzer import ROLES, STUFF_ROLE
 from rose_d2.structures.category_names import CategoryNames
 
@@ -416,24 +412,3 @@ def test_results_of_other_settings_are_not_mixed_in(run, folder, tmp_path, capsy
     assert predictions(tmp_path)["info"]["task"] == "panoptic"
     assert run("--task", "instance", "--overwrite") == 0
     assert predictions(tmp_path)["info"]["task"] == "instance"
-
-
-def test_the_real_model_runs_through(demo, folder, tmp_path):
-    cfg = get_cfg()
-    add_rose_config(cfg)
-    cfg.merge_from_file(CONFIG)
-    cfg.MODEL.DEVICE = "cpu"
-    torch.manual_seed(0)
-    weights = tmp_path / "random.safetensors"
-    save_weights(build_model(cfg), str(weights))
-    picture((70, 50)).save(folder / "b.png")
-    command = ["--config-file", CONFIG, "--input", str(folder), "--output", str(tmp_path / "out")]
-    command += ["--batch-size", "2", "--confidence-threshold", "0", "--task", "instance"]
-    opts = ["MODEL.WEIGHTS", str(weights), "MODEL.DEVICE", "cpu", "TEST.TOP_K", "4"]
-    assert demo.main([*command, "--opts", *opts]) == 0
-    content = predictions(tmp_path)
-    assert len(content["images"]) == 3
-    assert content["annotations"], "an untrained model finds something at threshold 0"
-    for annotation in content["annotations"]:
-        assert 0 <= annotation["score"] <= 1
-        assert 0 <= annotation["name_score"] <= 1

@@ -89,3 +89,12 @@ def test_the_transcript_shows_every_turn(tool, tiny_cfg, tiny_model, tmp_path, c
             assert 560 <= picture.width <= 640
     script.write_text("undo\n")
     assert "nothing to undo" in refusal(tool, command)
+
+
+def test_an_exported_folder_is_all_it_needs(tool, exported, tmp_path):
+    Image.new("RGB", (60, 40), "gray").save(tmp_path / "image.png")
+    (tmp_path / "talk.txt").write_text("refer the dog\n")
+    command = ["--config-file", exported / "config.yaml", "--image", tmp_path / "image.png"]
+    command += ["--script", tmp_path / "talk.txt", "--output", tmp_path / "out"]
+    tool.main([str(word) for word in (*command, "MODEL.WEIGHTS", exported)])
+    assert "**ROSE:**" in (tmp_path / "out" / "transcript.md").read_text()
