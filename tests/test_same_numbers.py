@@ -2,14 +2,10 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from scripts import ROOT, finish_script, run_script, start_script
 
-ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "checkpoints" / "rose_tiny"
 pytestmark = pytest.mark.slow
 
@@ -18,23 +14,13 @@ pytestmark = pytest.mark.slow
 def reports(tmp_path_factory):
     """results.json of every way to evaluate the shipped checkpoint on five scenes."""
     root, folder = tmp_path_factory.mktemp("datasets"), tmp_path_factory.mktemp("jobs")
-    environment = {
-        **os.environ,
-        "DETECTRON2_DATASETS": str(root),
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    sizes = ("--num-train", "1", "--num-val", "5", "--num-val-unseen", "1", "--num-workers", "1")
-    prepare = [sys.executable, ROOT / "datasets/prepare_clipart.py", "--root", root, *sizes]
-    subprocess.run(prepare, env=environment, check=True, capture_output=True)
+    options = {"output": folder / "output.txt", "env": {"DETECTRON2_DATASETS": root}}
+    sizes = ("--num-train", 1, "--num-val", 5, "--num-val-unseen", 1, "--num-workers", 1)
+    run_script("datasets/prepare_clipart.py", "--root", root, *sizes, **options)
     jobs = ("one process", "two processes", "batches of three")
-    command = [sys.executable, ROOT / "tests/helpers/evaluation_jobs.py", WEIGHTS, folder, *jobs]
-    result = subprocess.run(
-        command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    printed = "\n".join(path.read_text()[-2000:] for path in folder.glob("*.txt"))
-    assert result.returncode == 0, result.stderr[-2000:] + printed
+    job = start_script("tests/helpers/evaluation_jobs.py", WEIGHTS, folder, *jobs, **options)
+    status, _ = finish_script(job, options["output"])
+    assert status == 0, "\n".join(path.read_text()[-2000:] for path in folder.glob("*.txt"))
     paths = {job: folder / job / "results.json" for job in jobs}
     paths["rescored"] = folder / jobs[0] / "rescored" / "results.json"
     return {name: json.loads(path.read_text()) for name, path in paths.items()}

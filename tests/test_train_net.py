@@ -6,11 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from scripts import ROOT, finish_script, run_script, start_script
 
-ROOT = Path(__file__).parents[1]
 LOSSES = (
     "loss_text",
     "loss_category",
@@ -26,21 +25,13 @@ pytestmark = pytest.mark.slow
 def environment(tmp_path_factory):
     """Environment of a machine without GPU that has twelve scenes."""
     root = tmp_path_factory.mktemp("datasets")
-    environment = {
-        **os.environ,
-        "DETECTRON2_DATASETS": str(root),
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
-    }
-    sizes = ("--num-train", "8", "--num-val", "2", "--num-val-unseen", "2", "--num-workers", "1")
-    command = [sys.executable, ROOT / "datasets/prepare_clipart.py", "--root", root, *sizes]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    return environment
+    sizes = ("--num-train", 8, "--num-val", 2, "--num-val-unseen", 2, "--num-workers", 1)
+    run_script("datasets/prepare_clipart.py", "--root", root, *sizes, output=root / "output.txt")
+    return {"DETECTRON2_DATASETS": root}
 
 
-def start(environment, output_dir, *args):
-    """Start train_net.py on the tiny config, logging every iteration; `args` may end in opts."""
+def command_line(output_dir, *args):
+    """train_net.py on the tiny config, logging every iteration; `args` may end in opts."""
     flags = [arg for arg in args if str(arg).startswith("--")]
     opts = {
         "OUTPUT_DIR": output_dir,
@@ -54,26 +45,18 @@ def start(environment, output_dir, *args):
         "DATASETS.TEST": "()",
         **dict(arg for arg in args if isinstance(arg, tuple)),
     }
-    pairs = [str(item) for pair in opts.items() for item in pair]
-    command = [sys.executable, ROOT / "train_net.py", *flags]
-    command += ["--config-file", ROOT / "configs/rose_tiny.yaml", *pairs]
-    # Into a file: a pipe that nobody reads would stop the process when it is full.
-    Path(output_dir).mkdir(parents=True, exist_ok=True)
-    with (Path(output_dir) / "output.txt").open("w") as output:
-        return subprocess.Popen(
-            command,
-            env=environment,
-            cwd=ROOT,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    pairs = [item for pair in opts.items() for item in pair]
+    return ["train_net.py", *flags, "--config-file", ROOT / "configs/rose_tiny.yaml", *pairs]
+
+
+def start(environment, output_dir, *args, fork=False):
+    output = output_dir / "output.txt"
+    return start_script(*command_line(output_dir, *args), output=output, env=environment, fork=fork)
 
 
 def finish(process, output_dir):
     """Wait for the process; return its exit status and what it printed."""
-    status = process.wait(timeout=300)
-    return status, (output_dir / "output.txt").read_text()
+    return finish_script(process, output_dir / "output.txt")
 
 
 def run(environment, output_dir, *args):
@@ -110,10 +93,10 @@ def test_run_writes_losses_checkpoints_and_progress(whole_run):
 def test_killed_run_resumes_on_the_same_curve(environment, whole_run, tmp_path):
     process = start(environment, tmp_path)
     while not (tmp_path / "last_checkpoint").exists():
-        assert process.poll() is None, (tmp_path / "output.txt").read_text()[-3000:]
+        assert process.is_alive(), (tmp_path / "output.txt").read_text()[-3000:]
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    process.join()
     assert not (tmp_path / "model_final").exists()
     run(environment, tmp_path, "--resume")
     resumed, whole = loss_curve(tmp_path), loss_curve(whole_run[0])
@@ -124,7 +107,18 @@ def test_killed_run_resumes_on_the_same_curve(environment, whole_run, tmp_path):
 
 
 def test_two_processes_train_together(environment, whole_run, tmp_path):
-    run(environment, tmp_path, "--num-gpus=2", ("SOLVER.MAX_ITER", 2))
+    # As a user starts it: nothing is forked, every process imports for itself.
+    command = command_line(tmp_path, "--num-gpus=2", ("SOLVER.MAX_ITER", 2))
+    env = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT, **environment}
+    result = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env=os.environ | {name: str(value) for name, value in env.items()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
     # The text loss has no randomness of its own, so one process gives the same.
     one, two = loss_curve(whole_run[0]), loss_curve(tmp_path)
     assert two[0]["loss_text"] == pytest.approx(one[0]["loss_text"], rel=1e-4)
@@ -133,7 +127,7 @@ def test_two_processes_train_together(environment, whole_run, tmp_path):
 
 def test_nan_stops_with_terms_and_images_and_ends_every_process(environment, tmp_path):
     # The second step multiplies the weights by the rate, the third meets the damage.
-    process = start(environment, tmp_path, "--num-gpus=2", ("SOLVER.BASE_LR", 1e38))
+    process = start(environment, tmp_path, "--num-gpus=2", ("SOLVER.BASE_LR", 1e38), fork=True)
     status, output = finish(process, tmp_path)
     assert status != 0
     message = next(line for line in output.splitlines() if "FloatingPointError: " in line)
@@ -172,7 +166,6 @@ def test_evaluation_of_missing_weights_is_one_sentence(environment, tmp_path):
         (["--config-file", "tiny.yaml", "--num-machines", "2"], "--dist-url tcp://HOST:PORT"),
     ],
 )
-def test_a_wrong_command_line_is_one_sentence(environment, arguments, message):
-    command = [sys.executable, ROOT / "train_net.py", *arguments]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 2 and message in result.stderr
+def test_a_wrong_command_line_is_one_sentence(arguments, message, tmp_path):
+    output = tmp_path / "output.txt"
+    assert message in run_script("train_net.py", *arguments, output=output, status=2)

@@ -1,15 +1,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
-from scripts import load_script
+from scripts import finish_script, load_script, start_script
 
-SCRIPT = Path(__file__).parents[2] / "datasets" / "prepare_clipart.py"
+SCRIPT = "datasets/prepare_clipart.py"
 SIZES = ["--num-train", "2", "--num-val", "1", "--num-val-unseen", "1", "--num-workers", "1"]
 
 
@@ -59,14 +56,17 @@ def test_help_shows_examples_and_defaults(main, capsys):
 
 @pytest.mark.slow
 def test_a_killed_run_leaves_nothing(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
-    command = [sys.executable, str(SCRIPT), "--root", str(tmp_path), "--num-workers", "2"]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    root = tmp_path / "root"
+    root.mkdir()
+    output = tmp_path / "output.txt"
+    # Enough scenes to be in the middle of them; those handed to the workers are finished.
+    sizes = ("--num-train", 60, "--num-val", 1, "--num-val-unseen", 1)
+    process = start_script(SCRIPT, "--root", root, "--num-workers", 2, *sizes, output=output)
     deadline = time.monotonic() + 240
-    while not list(tmp_path.glob(".clipart.partial-*/images/train/*.jpg")):
-        assert process.poll() is None, "the script ended by itself"
+    while not list(root.glob(".clipart.partial-*/images/train/*.jpg")):
+        assert process.is_alive(), "the script ended by itself"
         assert time.monotonic() < deadline, "the script wrote nothing"
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=240) == 143
-    assert list(tmp_path.iterdir()) == []
+    os.kill(process.pid, signal.SIGTERM)
+    assert finish_script(process, output, timeout=240).status == 143
+    assert list(root.iterdir()) == []

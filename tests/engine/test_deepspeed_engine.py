@@ -4,22 +4,21 @@ import json
 
 import pytest
 import torch
-from scripts import ROOT
+from scripts import run_script
 from toy_training import NoDropoutROSE, toy_config
 
 from rose_d2.config.read import read_config
 from rose_d2.engine.deepspeed_engine import DeepSpeedStepEngine, deepspeed_config
 from rose_d2.engine.optimizer import warmup_decay_factor
 
-SCRIPT = ROOT / "tests/helpers/step_engine_jobs.py"
 STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def runs(run_script, tmp_path_factory):
+def runs(tmp_path_factory):
     """Name of a run -> its losses by step, weights and state."""
     folder = tmp_path_factory.mktemp("engines")
-    run_script(SCRIPT, folder, STEPS, timeout=900)
+    run_script("tests/helpers/step_engine_jobs.py", folder, STEPS, output=folder / "output.txt")
     return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
 
 

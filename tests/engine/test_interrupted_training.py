@@ -5,19 +5,19 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from scripts import ROOT
+from scripts import run_script
 
-SCRIPT = ROOT / "tests/helpers/interrupted_training.py"
 KILLS = 8
 ITERATIONS, MOVED_ITERATIONS = 150, 24
 IMAGES = 8  # per iteration: 4 at once, 2 times
 
 
 @pytest.fixture(scope="module")
-def trainings(run_script, tmp_path_factory):
+def trainings(tmp_path_factory):
     """The folder the script has worked in, and its report."""
     folder = tmp_path_factory.mktemp("trainings")
-    run_script(SCRIPT, folder, KILLS, timeout=300)
+    script = "tests/helpers/interrupted_training.py"
+    run_script(script, folder, KILLS, output=folder / "output.txt")
     return folder, json.loads((folder / "report.json").read_text())
 
 

@@ -2,17 +2,13 @@
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from scripts import ROOT
+from scripts import run_script
 
 from rose_d2.data.mixture import DatasetView
 from rose_d2.engine.launch import Place, is_users_mistake, run_job, started_by_launcher
 
-SCRIPT = ROOT / "tests/helpers/failing_jobs.py"
 NO_PREDICTIONS = "failing_jobs.py: No predictions in "
 COMMON = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 
@@ -21,17 +17,7 @@ COMMON = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 def jobs(tmp_path_factory):
     """Launcher "<scenario>-<machine>" -> exit status, seconds since the failure and its output."""
     folder = tmp_path_factory.mktemp("jobs")
-    environment = {
-        **os.environ,
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(SCRIPT.parents[2]),
-    }
-    command = [sys.executable, SCRIPT, folder]
-    result = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_script("tests/helpers/failing_jobs.py", folder, output=folder / "output.txt")
     ended = json.loads((folder / "ended.json").read_text())
     for name, job in ended.items():
         job["output"] = (folder / f"{name}.txt").read_text()

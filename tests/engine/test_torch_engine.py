@@ -1,8 +1,4 @@
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +6,7 @@ import torch
 import toy_training
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
+from scripts import run_script
 from torch import nn
 from toy_training import NoDropoutROSE, ToyROSE, seed_all, toy_config, toy_item
 
@@ -161,15 +158,8 @@ def test_two_processes_equal_one(tmp_path):
     opts = ["MODEL.META_ARCHITECTURE", "NoDropoutROSE", "SOLVER.MAX_ITER", "3"]
     opts += ["SOLVER.ACCUMULATION_STEPS", "2"]
     toy_training.main(SimpleNamespace(opts=[tmp_path / "one", *opts], resume=False))
-    script = Path(toy_training.__file__)
-    run = subprocess.run(
-        [sys.executable, str(script), "--num-gpus", "2", str(tmp_path / "two"), *opts],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    command = ("tests/helpers/toy_training.py", "--num-gpus", 2, tmp_path / "two", *opts)
+    run_script(*command, output=tmp_path / "output.txt", fork=True)
     one, two = (
         torch.load(tmp_path / name / "gradients.pt", weights_only=True) for name in ("one", "two")
     )

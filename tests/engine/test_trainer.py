@@ -5,14 +5,12 @@ import logging
 import multiprocessing
 import os
 import socket
-import subprocess
-import sys
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from safetensors.torch import load_file
-from scripts import ROOT
+from scripts import finish_script, start_script
 from toy_training import ToyROSE, ToyTrainer, seed_all, toy_config
 
 from rose_d2.checkpoint.checkpointer import RoseCheckpointer
@@ -155,18 +153,14 @@ def two_processes(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = ROOT / "tests/helpers/health_jobs.py"
+    outputs = [folder / f"output_{rank}.txt" for rank in (0, 1)]
     processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(folder), str(rank), str(port)],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        )
-        for rank in (0, 1)
+        start_script("tests/helpers/health_jobs.py", folder, rank, port, output=output)
+        for rank, output in enumerate(outputs)
     ]
-    errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    for process, output in zip(processes, outputs, strict=True):
+        status, printed = finish_script(process, output)
+        assert status == 0, printed
     return folder
 
 
