@@ -1,5 +1,8 @@
 """Shared fixtures: a config, a model and inputs small enough for every test."""
 
+import logging
+import signal
+
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -19,6 +22,32 @@ pytest_plugins = ["annotated_scene", "hand_made_scenes"]  # fixtures in tests/he
 IMAGE_SIZE = 84  # 6 x 6 patches
 TOY_DATASET = "rose_test_toy"
 TOY_THINGS = ["dog", "red car", "tree"]
+
+
+LOGGERS = {
+    logger: (logger.handlers[:], logger.propagate, logger.level)
+    for logger in map(logging.getLogger, ("rose_d2", "detectron2", "fvcore"))
+}
+
+
+def pytest_configure():
+    """Let Ctrl-C, which tests send to themselves, interrupt the workers of pytest-xdist as well."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    """Put files with slow tests first, so that no worker is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture(autouse=True)
+def plain_logging():
+    """Takes back the logging set-up of commands, which hides messages from later tests."""
+    yield
+    for logger, (handlers, propagate, level) in LOGGERS.items():
+        logger.handlers, logger.propagate = handlers[:], propagate
+        logger.setLevel(level)
 
 
 @pytest.fixture

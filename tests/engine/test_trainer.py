@@ -1,7 +1,6 @@
 import argparse
 import contextlib
 import json
-import logging
 import multiprocessing
 import os
 import socket
@@ -92,17 +91,6 @@ def test_metrics_and_checkpoints_are_written(tmp_path):
     assert list(tmp_path.glob("events.out.tfevents*"))
 
 
-@pytest.fixture
-def plain_logging():
-    """Takes back detectron2's logging set-up, which hides messages from pytest."""
-    loggers = [logging.getLogger(name) for name in ("rose_d2", "detectron2", "fvcore")]
-    before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
-    yield
-    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
-        logger.handlers, logger.propagate = handlers, propagate
-        logger.setLevel(level)
-
-
 def make_args(tmp_path, *opts, resume=False):
     config_file = tmp_path / "toy.yaml"
     config_file.write_text("MODEL: {META_ARCHITECTURE: ToyROSE}\n")
@@ -114,13 +102,13 @@ def make_args(tmp_path, *opts, resume=False):
     )
 
 
-def test_setup_takes_the_cpu_where_there_is_no_gpu(tmp_path, monkeypatch, plain_logging):
+def test_setup_takes_the_cpu_where_there_is_no_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cfg = defaults.setup(make_args(tmp_path, "MODEL.DEVICE", "cuda"))
     assert cfg.MODEL.DEVICE == "cpu" and cfg.is_frozen()
 
 
-def test_processes_share_cores_and_start_workers_cheaply(tmp_path, monkeypatch, plain_logging):
+def test_processes_share_cores_and_start_workers_cheaply(tmp_path, monkeypatch):
     threads, method = torch.get_num_threads(), multiprocessing.get_start_method()
     monkeypatch.setattr(defaults.comm, "get_local_size", lambda: 2)
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
@@ -134,7 +122,7 @@ def test_processes_share_cores_and_start_workers_cheaply(tmp_path, monkeypatch, 
         multiprocessing.set_start_method(method, force=True)
 
 
-def test_setup_draws_a_seed_once_per_run(tmp_path, plain_logging):
+def test_setup_draws_a_seed_once_per_run(tmp_path):
     drawn = defaults.setup(make_args(tmp_path, "SEED", "-1")).SEED
     assert drawn >= 0
     assert drawn == defaults.setup(make_args(tmp_path, "SEED", "-1", resume=True)).SEED
@@ -164,6 +152,7 @@ def two_processes(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_all_ranks_skip_and_stop_together(two_processes):
     decisions = [json.loads((two_processes / f"guard_{r}.json").read_text()) for r in (0, 1)]
     assert decisions[0] == decisions[1]
@@ -176,6 +165,7 @@ def test_all_ranks_skip_and_stop_together(two_processes):
     assert (folder / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_watchdog_names_the_rank_without_data(two_processes):
     logs = [(two_processes / f"log_{rank}.txt").read_text() for rank in (0, 1)]
     # On a busy machine there may be more than this stall.
@@ -188,6 +178,7 @@ def test_watchdog_names_the_rank_without_data(two_processes):
     assert "in stands_still" in logs[1]
 
 
+@pytest.mark.slow
 def test_metrics_cover_both_ranks(two_processes):
     lines = (two_processes / "metrics.json").read_text().splitlines()
     row = next(row for row in map(json.loads, lines) if row["iteration"] == 2)
