@@ -57,8 +57,10 @@ eval-tiny: setup
 	$(VENV_PYTHON) train_net.py $(TINY) --eval-only $(TINY_WEIGHTS) OUTPUT_DIR output/eval_tiny $(ARGS)
 	@echo "The numbers are above and, as JSON, in output/eval_tiny"
 
+# Whole files go to the workers, for the tests of a file share what is slow to make; one thread each.
 test: setup
-	$(VENV_PYTHON) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadfile \
+	  --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	$(VENV_PYTHON) -m ruff check .

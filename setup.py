@@ -65,6 +65,6 @@ setup(
         # COCO metrics in C++, and WordNet for the mapping of names; evaluation runs without them.
         "eval": ["faster-coco-eval>=1.6.5", "nltk>=3.9"],
         "demo": ["gradio>=5"],
-        "dev": ["mypy>=1.13", "pytest>=8", "pytest-xdist>=3.5", "ruff>=0.9"],
+        "dev": ["mypy>=1.13", "pytest>=8", "pytest-xdist>=3.8", "ruff>=0.9"],
     },
 )

@@ -63,6 +63,7 @@ def test_it_trains_what_the_7b_recipe_trains():
     assert tiny.MODEL.LMM.ATTENTION == large.MODEL.LMM.ATTENTION
 
 
+@pytest.mark.slow
 def test_from_bases_over_training_to_the_export(tool, opts, make_input, tmp_path, capsys):
     cfg = read_config(CONFIG, opts)
     torch.manual_seed(0)

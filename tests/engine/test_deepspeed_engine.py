@@ -31,6 +31,7 @@ def assert_same(run, expected, *, tolerance=1e-5, weight_tolerance=5e-5):
         torch.testing.assert_close(run["weights"][name], tensor, atol=weight_tolerance, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run", ["2-zero3", "1-zero3", "2-zero1"])
 def test_each_process_evaluates_on_its_own_in_mid_training(runs, run):
     answers, expected = runs[run]["half"]["scores"], runs[f"{run[0]}-torch"]["half"]["scores"]
@@ -40,6 +41,7 @@ def test_each_process_evaluates_on_its_own_in_mid_training(runs, run):
         torch.testing.assert_close(of_rank, wanted, rtol=1e-4, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_deepspeed_follows_torch(runs, processes, stage):
@@ -56,23 +58,27 @@ def test_deepspeed_follows_torch(runs, processes, stage):
             torch.testing.assert_close(states[name][key], state[key], atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_although_one_has_no_target(runs):
     assert_same(runs["2-zero3"], runs["1-torch"])
     assert_same(runs["2-torch"], runs["1-torch"])
 
 
+@pytest.mark.slow
 def test_learning_rate_follows_the_formula(runs):
     rates = [row["lr"] for row in runs["2-zero2"]["losses"]]
     factors = [warmup_decay_factor(n, warmup_iters=3, max_iter=60) for n in range(STEPS)]
     assert rates == pytest.approx([0.001 * factor for factor in factors])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resumed", ["2-zero3", "1-zero1", "1-torch"])
 def test_state_of_stage_3_on_two_processes_resumes_anywhere(runs, resumed):
     assert len(runs[f"{resumed}-resumed"]["losses"]) == STEPS // 2
     assert_same(runs[f"{resumed}-resumed"], runs["2-zero3"])
 
 
+@pytest.mark.slow
 def test_nan_on_one_rank_skips_the_update_on_all_and_the_schedule_goes_on(runs):
     skipped, whole = runs["2-zero2-skipped"], runs["2-zero2"]
     assert_same(skipped, runs["2-torch-skipped"])
@@ -82,6 +88,7 @@ def test_nan_on_one_rank_skips_the_update_on_all_and_the_schedule_goes_on(runs):
     assert skipped["losses"][-1]["total_loss"] != whole["losses"][-1]["total_loss"]
 
 
+@pytest.mark.slow
 def test_bfloat16_resumes_from_its_float32_weights(runs):
     whole, resumed = runs["1-bf16-zero2"], runs["1-bf16-zero1-resumed"]
     name = "patch_analyzer.objectness.copies.0.layers.0.weight"

@@ -10,6 +10,7 @@ from scripts import run_script
 KILLS = 8
 ITERATIONS, MOVED_ITERATIONS = 150, 24
 IMAGES = 8  # per iteration: 4 at once, 2 times
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ def jobs(tmp_path_factory):
     return ended
 
 
+@pytest.mark.slow
 def test_every_failed_job_ends_within_a_minute(jobs):
     failed = {name: job for name, job in jobs.items() if "early" not in name}
     assert len(failed) == 12
@@ -32,10 +33,12 @@ def test_every_failed_job_ends_within_a_minute(jobs):
         assert job["seconds"] < 60, name
 
 
+@pytest.mark.slow
 def test_a_failed_evaluator_ends_the_process_that_waits_in_a_collective(jobs):
     assert "ZeroDivisionError: the evaluator is broken" in jobs["evaluator raises-0"]["output"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scenario", "machine", "error"),
     [
@@ -51,10 +54,12 @@ def test_other_machines_hear_the_first_error(jobs, scenario, machine, error):
     assert not any("Traceback" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_named_with_its_signal(jobs):
     assert "process 1 was ended by SIGKILL; the machine may" in jobs["killed-0"]["output"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["alone-0", "mistake of the user-0", "mistake on another machine-1"]
 )
@@ -63,6 +68,7 @@ def test_a_mistake_of_the_user_is_one_sentence(jobs, name):
     assert output.count(NO_PREDICTIONS) == 1 and "Traceback" not in output
 
 
+@pytest.mark.slow
 def test_a_process_that_finishes_first_stops_nobody(jobs):
     for machine in (0, 1):
         job = jobs[f"one finishes early-{machine}"]

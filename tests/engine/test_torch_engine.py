@@ -153,6 +153,7 @@ def test_accumulation_below_one_is_refused(tmp_path):
         make_engine(toy_config(tmp_path, "SOLVER.ACCUMULATION_STEPS", 0))
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     # In each step one process sees 2 x 4 images, two see 2 x 2 each.
     opts = ["MODEL.META_ARCHITECTURE", "NoDropoutROSE", "SOLVER.MAX_ITER", "3"]
