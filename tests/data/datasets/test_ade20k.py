@@ -29,7 +29,7 @@ from rose_d2.data.scene_targets import InstanceTargetBuilder, SemanticTargetBuil
 from rose_d2.evaluation.build import build_evaluator
 from rose_d2.evaluation.ground_truth import load_objects
 from rose_d2.layers.masks import masks_to_boxes
-from rose_d2.prepare.preparation import run_main
+from rose_d2.prepare.preparation import run_preparation
 from rose_d2.structures.category_names import CategoryNames
 from rose_d2.synthetic.miniature_dense import write_ade20k
 
@@ -48,7 +48,7 @@ def root(tmp_path_factory):
         patch.syspath_prepend(SCRIPT_FOLDER)
         script = importlib.import_module("prepare_ade20k")
         arguments = ["--root", str(folder), "--num-workers", "1"]
-        assert run_main(script.main, script.build_parser(), arguments) == 0
+        assert run_preparation(script.main, script.build_parser(), arguments) == 0
     register_ade20k(folder)
     yield folder
     register_ade20k(DEFAULT_ROOT)
