@@ -27,12 +27,14 @@ def recipe_cfg(tiny_cfg):
     return tiny_cfg
 
 
+@pytest.mark.slow
 def test_training_takes_what_was_planned(tiny_cfg):
     tiny_cfg.SOLVER.IMS_PER_BATCH = 2
     measured = measure_training_peak(tiny_cfg)
     assert plan_training(tiny_cfg, 1).peak == pytest.approx(measured, rel=0.15)
 
 
+@pytest.mark.slow
 def test_trained_weights_in_float32_take_what_was_planned(recipe_cfg):
     recipe_cfg.MODEL.LMM.DTYPE, recipe_cfg.SOLVER.AMP.ENABLED = "bfloat16", True
     recipe_cfg.MODEL.LMM.GRADIENT_CHECKPOINTING = False
@@ -40,6 +42,7 @@ def test_trained_weights_in_float32_take_what_was_planned(recipe_cfg):
     assert plan_training(recipe_cfg, 1).peak == pytest.approx(measured, rel=0.15)
 
 
+@pytest.mark.slow
 def test_inference_takes_what_was_planned(tiny_cfg):
     tiny_cfg.MODEL.LMM.DTYPE = "bfloat16"
     measured = measure_inference(tiny_cfg, 2, num_steps=1).peak_memory
@@ -47,6 +50,7 @@ def test_inference_takes_what_was_planned(tiny_cfg):
     assert in_bf16.peak == pytest.approx(measured, rel=0.15)
 
 
+@pytest.mark.slow
 def test_inference_is_planned_with_all_candidates_kept(tiny_cfg):
     """Each image's masks at full size, 480 x 640, count beside those of the images before."""
     tiny_cfg.TEST.TOP_K = 7
@@ -55,6 +59,7 @@ def test_inference_is_planned_with_all_candidates_kept(tiny_cfg):
     assert more == pytest.approx(7 * 480 * 640, rel=0.1)
 
 
+@pytest.mark.slow
 def test_checkpointing_saves_activations_only(recipe_cfg):
     plan = plan_training(recipe_cfg, 1)
     assert "with gradient checkpointing" in plan.title
@@ -64,6 +69,7 @@ def test_checkpointing_saves_activations_only(recipe_cfg):
     assert whole.rows["weights"] == plan.rows["weights"]
 
 
+@pytest.mark.slow
 def test_accumulating_takes_what_was_planned(recipe_cfg):
     measured = measure_training_peak(recipe_cfg)
     assert plan_training(recipe_cfg, 1).peak == pytest.approx(measured, rel=0.15)

@@ -91,6 +91,7 @@ class Mapping(DatasetEvaluator):
         self.pages[-1].write(b"x" * 1_000_000)
 
 
+@pytest.mark.slow
 def test_each_part_is_timed_on_its_own():
     cost = measure_evaluation(model, BATCHES, DatasetEvaluators([Slow(), Refusing()]), 20)
     assert cost.num_images == 20
@@ -100,12 +101,14 @@ def test_each_part_is_timed_on_its_own():
     assert 0 < cost.encoded < 0.02
 
 
+@pytest.mark.slow
 def test_growing_memory_is_seen():
     cost = measure_evaluation(model, BATCHES, Mapping(), 40)
     # Resident memory has other reasons to grow, too.
     assert 80 < cost.memory_growth < 150
 
 
+@pytest.mark.slow
 def test_growing_state_is_seen():
     cost = measure_evaluation(model, BATCHES, Hoarding(), 40)
     assert 100 <= cost.state < 101

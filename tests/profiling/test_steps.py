@@ -18,6 +18,7 @@ from rose_d2.profiling.steps import (
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_the_parts_of_a_training_step_make_up_its_time(tiny_cfg):
     tiny_cfg.MODEL.LMM.GRADIENT_CHECKPOINTING = True
     tiny_cfg.SOLVER.IMS_PER_BATCH, tiny_cfg.SOLVER.ACCUMULATION_STEPS = 1, 2
