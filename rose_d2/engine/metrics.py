@@ -1,4 +1,4 @@
-"""Losses of each task, averaged over the images of all processes."""
+"""What a training logs beside its losses: those of each task, images a second, FLOPs, memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""SIGTERM as a cluster sends it before it takes the machine away: save, then stop.
+"""What lets a stopped run go on as if nothing had happened: random states, the position in the
+data, and SIGTERM, as a cluster sends it before it takes the machine away: save, then stop.
 
 The signal only leaves a note. After the optimizer step in which the first process got it, all
 processes save together and exit with `PREEMPTED_STATUS`, by which a batch script can tell "start me

@@ -1,4 +1,6 @@
-"""Annotated objects of a dataset dict, decoded at the image's original size."""
+"""What is annotated, decoded at the original size: objects of an image, the target of an
+expression, and all that a dataset knows about a model's inputs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""AP of boxes and masks at every level of the vocabulary, from one stored set of predictions."""
+"""AP of boxes and masks at every level of the vocabulary, from one stored set of predictions,
+the fast COCO metrics behind it, and Open AP, which counts similar names in part.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Panoptic quality at every level of the vocabulary."""
+"""Panoptic quality at every level of the vocabulary, and Open PQ, which counts similar names."""
 
 from __future__ import annotations
 
@@ -271,7 +271,7 @@ def count_segments(
         predicted_folder: of the predicted PNGs.
         categories: the file's categories by id.
         credit: None counts with panopticapi's own code; otherwise similar classes count in part,
-            see `open_metrics`.
+            see `open_mean_iou`.
 
     Returns:
         panopticapi's PQStat.

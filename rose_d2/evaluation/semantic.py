@@ -1,4 +1,4 @@
-"""Semantic metrics at every level of the vocabulary."""
+"""Semantic metrics at every level of the vocabulary, and those that count similar names in part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the preparation scripts of all datasets share: workers, progress, atomic files, errors."""
+"""What the preparation scripts share: options, workers, label maps, panoptic files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fast and with how much memory training samples are prepared."""
+"""Time and memory of preparing training samples and of the evaluators."""
 
 from __future__ import annotations
 

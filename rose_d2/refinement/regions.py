@@ -404,7 +404,7 @@ def judge_instance(predicted_class: int, true_class: int | None) -> str:
 
 @dataclass(frozen=True)
 class RefinementSettings:
-    """How much is refined, and the thresholds of the paper's rules; see `config_inference.py`.
+    """How much is refined, and the thresholds of the paper's rules; see `config/defaults.py`.
 
     Raises:
         ValueError: fewer than one round.

@@ -1,4 +1,4 @@
-"""The page as a whole: numbers on top, then the best, the worst and random images."""
+"""A page of saved predictions: numbers on top, then the best, the worst and random images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One named region of one image, the form in which results leave the model."""
+"""A named region of an image, as results leave the model, and what is asked about one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ADE20K in miniature, as it comes from its site: before `datasets/prepare_ade20k.py`."""
+"""ADE20K and Mapillary Vistas in miniature, as they come from their sites, before preparation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+, RefCOCOg, RefCLEF and gRefCOCO in miniature, in their official layout."""
+"""RefCOCO, RefCOCO+, RefCOCOg, RefCLEF, gRefCOCO and ReasonSeg in miniature, in their layouts."""
 
 from __future__ import annotations
 

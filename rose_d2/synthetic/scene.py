@@ -1,4 +1,4 @@
-"""Composition of one clip-art scene: bands of stuff, then things pasted one over another."""
+"""One clip-art scene: glyphs of the font, textured bands of stuff, and how they are composed."""
 
 import functools
 import importlib.util

@@ -26,7 +26,7 @@ class LexicalClasses:
     all of them are kinds of one of them, or if the rest of the name says which ("wheel of a car").
 
     A name is looked up as a whole first, then without its modifiers, down to the head noun (see
-    `noun_phrases`); the first phrase WordNet knows decides, so a hot dog is no dog. A name shorter
+    `names.py`); the first phrase WordNet knows decides, so a hot dog is no dog. A name shorter
     by a modifier which spells a class ("red car") is a hyponym of it. This is not known without
     WordNet, which tells modifiers from compounds with a meaning of their own.
 

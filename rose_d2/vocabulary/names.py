@@ -1,4 +1,4 @@
-"""Spelling rules that make two ways of writing one noun comparable."""
+"""Names as words: spellings that mean one noun, noun phrases, class names of datasets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text embeddings of class names, the targets of the SigLIP head."""
+"""Text embeddings of class names: targets of the SigLIP head, and how similar classes are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WordNet's noun database on disk: where it is, and a reader of it."""
+"""WordNet's nouns: a reader of its files, the senses of words, and the relations between them."""
 
 from __future__ import annotations
 
