@@ -59,6 +59,7 @@ def measure(args: argparse.Namespace) -> None:
             unseen=metadata.get("unseen_classes", ()),
             seed=seed,
             batch_size=cfg.TEST.IMS_PER_BATCH,
+            box=cfg.TEST.REFINEMENT.BOX,
             within_box=cfg.TEST.REFINEMENT.WITHIN_BOX,
         )
         for seed in range(args.seeds)

@@ -330,6 +330,10 @@ def _add_refinement(cfg: CN) -> None:
     cfg.TEST.REFINEMENT.ENABLED = False
     # Turns of refinement; each starts from the result of the one before.
     cfg.TEST.REFINEMENT.ROUNDS = 1
+    # Whose box the instruction names: target (of a simulated person, who knows the target; so the
+    # paper's referring results after refinement must have come about, section 6.1) | prior (of the
+    # answer that is refined, which knows nothing else). A missed object always has its own.
+    cfg.TEST.REFINEMENT.BOX = "target"
     # The answering patch must touch the box of the instruction (ours); False takes the patch of
     # highest objectness wherever it is, and leaves it to the model to read the box.
     cfg.TEST.REFINEMENT.WITHIN_BOX = True

@@ -23,8 +23,11 @@ from rose_d2.structures.segments import SITUATIONS
 logger = logging.getLogger(__name__)
 
 RESULT = "refinement"
-CHOSEN_WITH_GROUND_TRUTH = "situations chosen with ground truth"
-CHOSEN_WITHOUT = "every answer refined, no ground truth used"
+# What a second turn knows, by TEST.REFINEMENT.BOX.
+BOX_WORDS = {
+    "target": "boxes of the targets, as a person draws them",
+    "prior": "boxes of the answers",
+}
 # Evaluator types of the tasks that are refined.
 _REFINED_TYPES = ("coco", "sem_seg", "refcoco")
 
@@ -34,20 +37,27 @@ class RefinementEvaluator(DatasetEvaluator):
 
     The result has, for every task of the ordinary evaluators, "<task>" (after), "<task>_before"
     and "<task>_gain" (after minus before, metric by metric), and `RESULT`, see
-    `refinement_metrics`. The log says what the regions were chosen with.
+    `refinement_metrics`. The log says what regions and boxes were chosen with.
     """
 
     def __init__(
-        self, before: DatasetEvaluator, after: DatasetEvaluator, *, distributed: bool = True
+        self,
+        before: DatasetEvaluator,
+        after: DatasetEvaluator,
+        *,
+        box: str = "target",
+        distributed: bool = True,
     ) -> None:
         """
         Args:
             before: evaluators of the dataset; their files should lie in a folder of their own.
             after: the same evaluators once more.
+            box: TEST.REFINEMENT.BOX.
             distributed: gather the refinements of all processes.
         """
         self._before = before
         self._after = after
+        self._box = box
         self._distributed = distributed
         self._refinements: list[dict] = []
 
@@ -99,7 +109,7 @@ class RefinementEvaluator(DatasetEvaluator):
         results[RESULT] = refinement_metrics(refinements)
         logger.info(
             "Refinement results (%s):\n%s",
-            how_chosen(refinements),
+            how_chosen(any(r["chosen_with"] == GROUND_TRUTH for r in refinements), self._box),
             create_small_table(results[RESULT]),
         )
         return results
@@ -139,10 +149,15 @@ def refinement_metrics(refinements: Sequence[Mapping]) -> dict[str, float]:
     return metrics
 
 
-def how_chosen(refinements: Sequence[Mapping]) -> str:
-    """In words, what decided which regions were refined; for logs and reports."""
-    with_truth = any(r["chosen_with"] == GROUND_TRUTH for r in refinements)
-    return CHOSEN_WITH_GROUND_TRUTH if with_truth else CHOSEN_WITHOUT
+def how_chosen(with_truth: bool, box: str) -> str:
+    """Say for logs and reports what decided which regions were refined, and whose box was named.
+
+    Args:
+        with_truth: ground truth chose regions and situations; else every answer was refined.
+        box: TEST.REFINEMENT.BOX.
+    """
+    regions = "situations chosen with ground truth" if with_truth else "every answer refined"
+    return f"{regions}; {BOX_WORDS[box]}"
 
 
 def _of(refinements: Sequence[Mapping], situation: str) -> list[Mapping]:
@@ -184,4 +199,5 @@ def build_refinement_evaluator(
         logger.info("%s is evaluated without refinement: its task has none.", dataset_name)
         return build(cfg, dataset_name, None)
     folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name, "before")
-    return RefinementEvaluator(build(cfg, dataset_name, folder), build(cfg, dataset_name, None))
+    before, after = build(cfg, dataset_name, folder), build(cfg, dataset_name, None)
+    return RefinementEvaluator(before, after, box=cfg.TEST.REFINEMENT.BOX)

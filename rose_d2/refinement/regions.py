@@ -19,6 +19,8 @@ from rose_d2.prompts.instructions import build_refinement_instruction, normalise
 from rose_d2.structures.segments import NormalisedBox, RefinementRequest
 
 TASK = "refinement"
+# Whose box an instruction names: the target's, by the simulated person, or the prior's.
+BOXES = ("target", "prior")
 # What a second turn takes over from the first.
 _PASSED_ON = (
     "image",
@@ -61,13 +63,21 @@ class RegionRefinement:
     expression: str | None = None
     ignored: Tensor | None = None
 
-    def view(self, side: int) -> Tensor:
-        """What the instruction's box encloses, bool (side, side): the prior, or else the target."""
-        return mask_in_view(self.target if self.prior is None else self.prior, side)
+    def box_of(self, wanted: str) -> str:
+        """Which of `BOXES` the instruction names: the wanted one, if there is such a mask."""
+        if self.prior is None:
+            return "target"
+        return wanted if self.target.any() else "prior"
 
-    def box(self, side: int) -> NormalisedBox:
-        """The box of `view` in words."""
-        return normalised_box(self.view(side).numpy(), side)
+    def box(self, side: int, wanted: str) -> NormalisedBox:
+        """The box of the instruction in words.
+
+        Args:
+            side: of the square view.
+            wanted: one of `BOXES`.
+        """
+        mask = self.target if self.box_of(wanted) == "target" else self.prior
+        return normalised_box(mask_in_view(mask, side).numpy(), side)
 
     def iou(self, mask: Tensor | None) -> float:
         """IoU of a mask with the target; 0.0 for None.
@@ -83,7 +93,9 @@ class RegionRefinement:
         return int((mask & target).sum()) / union if union else 0.0
 
 
-def refinement_input(item: dict, region: RegionRefinement, *, within_box: bool = True) -> dict:
+def refinement_input(
+    item: dict, region: RegionRefinement, *, box: str = "prior", within_box: bool = True
+) -> dict:
     """The model's input for one refinement.
 
     Mask and box are made in the language model's view, as in training.
@@ -91,23 +103,26 @@ def refinement_input(item: dict, region: RegionRefinement, *, within_box: bool =
     Args:
         item: of the first turn, see `RoseDatasetMapper`.
         region: what to ask for.
-        within_box: the answering patch must touch the box of the instruction. Not where there is
-            an expression, for then the prior may lie on another object.
+        box: whose box the instruction names, one of `BOXES`.
+        within_box: the answering patch must touch it. Not where it is the prior's and there is an
+            expression, for then the prior may lie on another object.
 
     Returns:
         An item of `batched_inputs` of task "refinement", with the first wording of the situation.
     """
     side = item["image"].shape[-1]
     wrong_name = region.name if region.situation == "category" else None
-    box = region.box(side)
-    request = RefinementRequest(region.situation, box, wrong_name, region.expression)
-    prior = torch.zeros(side, side) if region.prior is None else region.view(side)
+    words = region.box(side, box)
+    request = RefinementRequest(region.situation, words, wrong_name, region.expression)
+    prior = region.prior
+    prior = torch.zeros(side, side) if prior is None else mask_in_view(prior, side)
+    is_trusted = region.expression is None or region.box_of(box) == "target"
     return {
         **{key: item[key] for key in _PASSED_ON if key in item},
         "task": TASK,
         "conversation": Conversation(build_refinement_instruction(request)),
         "prior_mask": prior[None].float(),
-        **({"answer_box": box} if within_box and region.expression is None else {}),
+        **({"answer_box": words} if within_box and is_trusted else {}),
     }
 
 
@@ -160,27 +175,59 @@ def semantic_regions(
             prior = predicted == category
             region = RegionRefinement("mask", prior, target, category, name, category, category)
         elif situation == "category":
-            region = _misnamed_region(matrix, predicted, truth, category, class_names) or region
+            region = _misnamed_region(matrix, predicted, truth, category, class_names)
+        elif not target.any():
+            region = _invented_region(matrix, predicted, truth, category, class_names)
         regions.append(replace(region, ignored=ignored))
     return regions
 
 
 def _misnamed_region(
     matrix: Tensor, predicted: Tensor, truth: Tensor, category: int, class_names: Sequence[str]
-) -> RegionRefinement | None:
-    """The region that carries another name; None where the class has no region of its own."""
+) -> RegionRefinement:
+    """The region that carries another name.
+
+    Its parts are those that are mostly of the class. A small class within a larger region of
+    another has none: there the person points at what carries the name inside the class's box.
+    """
     under_name = matrix[:-1, category].clone()
     under_name[category] = 0
     wrong = int(under_name.argmax())
     labelled = (truth >= 0) & (truth < len(class_names))
     target = truth == category
     prior = parts_mostly_of(predicted == wrong, target, labelled)
-    # A small class within a larger region of another has nothing that could be renamed.
     if 2 * int((prior & target).sum()) < int(under_name[wrong]):
-        return None
+        prior = (predicted == wrong) & _enclosing_box(target)
     return RegionRefinement(
         "category", prior, target, category, class_names[wrong], wrong, category
     )
+
+
+def _invented_region(
+    matrix: Tensor, predicted: Tensor, truth: Tensor, category: int, class_names: Sequence[str]
+) -> RegionRefinement:
+    """What carries the name of a class that is not in the image; it is most of its true class."""
+    true_class = int(matrix[category].argmax())
+    return RegionRefinement(
+        "category",
+        predicted == category,
+        truth == true_class,
+        category,
+        class_names[category],
+        category,
+        true_class,
+    )
+
+
+def _enclosing_box(mask: Tensor) -> Tensor:
+    """The smallest upright rectangle around a mask that has a pixel, bool (H, W)."""
+    rows, columns = mask.any(dim=1), mask.any(dim=0)
+    return _span(rows)[:, None] & _span(columns)[None, :]
+
+
+def _span(line: Tensor) -> Tensor:
+    """From the first to the last True of bool (N,)."""
+    return (line.cumsum(0) > 0) & (line.flip(0).cumsum(0).flip(0) > 0)
 
 
 def parts_mostly_of(region: Tensor, target: Tensor, labelled: Tensor) -> Tensor:
@@ -305,16 +352,14 @@ def union_minus_intersection(matrix: Tensor) -> Tensor:
 def worst_categories(matrix: Tensor, count: int) -> list[int]:
     """The classes of highest UmI, worst first; of equals the smaller id.
 
-    Only classes with pixels in the ground truth: there is nothing to refine towards for a class
-    that is not in the image, its pixels are those of other classes. Classes without an error are
-    not among them either.
+    A class that is not in the image has one too, all its pixels are wrong. Classes without an
+    error are not among them.
 
     Args:
         matrix: (C + 1, C + 1), see `confusion_matrix`.
         count: most classes to return (the paper takes five).
     """
     wrong = union_minus_intersection(matrix)
-    wrong = torch.where(matrix.sum(dim=0)[:-1] > 0, wrong, 0)
     order = torch.argsort(wrong, descending=True, stable=True)[:count]
     return [index for index in order.tolist() if wrong[index] > 0]
 
@@ -334,7 +379,8 @@ def judge_situations(
     "no object" (the last row) left out, got more than half of its pixels, else "missed". As
     printed, the maximum runs over the class's own row too; below a recall of 0.2 that entry
     cannot exceed half. A class without pixels in the ground truth is 0 / 0 in the paper; here
-    its share is 0, so below the recall threshold it is "missed".
+    its share is 0, so below the recall threshold it is "missed" (`semantic_regions` then has
+    nothing to look for, and asks for the name of what was found).
 
     Args:
         matrix: (C + 1, C + 1), see `confusion_matrix`.
@@ -407,10 +453,11 @@ class RefinementSettings:
     """How much is refined, and the thresholds of the paper's rules; see `config/defaults.py`.
 
     Raises:
-        ValueError: fewer than one round.
+        ValueError: fewer than one round, or a box of neither.
     """
 
     rounds: int = 1
+    box: str = "target"
     within_box: bool = True
     worst_classes: int = 5
     recall_threshold: float = 0.2
@@ -425,12 +472,19 @@ class RefinementSettings:
                 "TEST.REFINEMENT.ENABLED to False."
             )
 
+        if self.box not in BOXES:
+            raise ValueError(
+                f"TEST.REFINEMENT.BOX is {self.box!r}; give 'target' for the box of a person who "
+                "knows the target, as the paper seems to, or 'prior' for that of the answer."
+            )
+
     @classmethod
     def from_config(cls, cfg: CfgNode) -> RefinementSettings:
         """Read the group."""
         refinement = cfg.TEST.REFINEMENT
         return cls(
             rounds=refinement.ROUNDS,
+            box=refinement.BOX,
             within_box=refinement.WITHIN_BOX,
             worst_classes=refinement.WORST_CLASSES,
             recall_threshold=refinement.RECALL_THRESH,

@@ -29,8 +29,9 @@ class ROSEWithRefinement(nn.Module):
     Args and outputs of a call are those of `ROSE.forward` in evaluation, and besides
 
     * "before": the output of the first turn;
-    * "refinements": dicts of round, situation, chosen_with, name, class_id (before and after),
-      target_class, box in words, iou_before and iou_after with the target.
+    * "refinements": dicts of round, box in words, box_of ("target" or "prior"), situation,
+      chosen_with, name, class_id (before and after), target_class, iou_before and iou_after with
+      the target.
 
     Names generated in refinement count at the vocabulary's headline level, so the output has no
     "levels", mapped_classes and mapping_rules; "before" keeps them.
@@ -88,7 +89,12 @@ class ROSEWithRefinement(nn.Module):
                 side = items[index]["image"].shape[-1]
                 outputs[index] = task.merge(outputs[index], asked, given)
                 histories[index] += [
-                    {"round": number, **_record(task, region, answer, side)}
+                    {
+                        "round": number,
+                        "box": list(region.box(side, self.settings.box)),
+                        "box_of": region.box_of(self.settings.box),
+                        **_record(task, region, answer),
+                    }
                     for region, answer in zip(asked, given, strict=True)
                 ]
         return [
@@ -111,7 +117,9 @@ class ROSEWithRefinement(nn.Module):
     ) -> list[list[dict]]:
         """The model's answers to all second turns, in batches, sorted by item again."""
         turns = [
-            refinement_input(item, region, within_box=self.settings.within_box)
+            refinement_input(
+                item, region, box=self.settings.box, within_box=self.settings.within_box
+            )
             for item, asked in zip(items, regions, strict=True)
             for region in asked
         ]
@@ -130,7 +138,7 @@ def _headline_only(output: dict) -> dict:
     return {**plain, "instances": Instances(instances.image_size, **fields)}
 
 
-def _record(task: TaskRefinement, region: RegionRefinement, answer: dict, side: int) -> dict:
+def _record(task: TaskRefinement, region: RegionRefinement, answer: dict) -> dict:
     """What became of one region, as numbers and words."""
     answered = is_answered(answer)
     names = answer["instances"].pred_category_names
@@ -143,7 +151,6 @@ def _record(task: TaskRefinement, region: RegionRefinement, answer: dict, side: 
         "class_before": region.class_id,
         "class_after": answer_class(answer) if answered else region.class_id,
         "target_class": region.target_class,
-        "box": list(region.box(side)),
         "iou_before": before,
         "iou_after": region.iou(answer["ref_seg"]) if answered else before,
     }

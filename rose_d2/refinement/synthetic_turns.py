@@ -86,6 +86,7 @@ def refine_synthetic_turns(
     unseen: Sequence[str] = (),
     seed: int = 0,
     batch_size: int = 8,
+    box: str = "prior",
     within_box: bool = True,
 ) -> list[RefinedObject]:
     """Refine one object of every image in every situation.
@@ -99,6 +100,7 @@ def refine_synthetic_turns(
         unseen: names never given as wrong ones.
         seed: draws objects, corruptions and wrong names; each image has its own stream.
         batch_size: turns that go through the model at once.
+        box: see `refinement_input`.
         within_box: see `refinement_input`.
     """
     wrong = [index for index, name in enumerate(class_names) if name not in set(unseen)]
@@ -112,7 +114,8 @@ def refine_synthetic_turns(
         item = mapper(record)
         for situation in SITUATIONS:
             region = synthetic_region(situation, *drawn, class_names, wrong, rng)
-            turns.append((refinement_input(item, region, within_box=within_box), region))
+            turn = refinement_input(item, region, box=box, within_box=within_box)
+            turns.append((turn, region))
         while len(turns) >= batch_size:
             results += _answer(model, turns[:batch_size], class_names)
             turns = turns[batch_size:]

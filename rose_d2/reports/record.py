@@ -167,10 +167,12 @@ def dataset_protocol(cfg: CfgNode, tasks: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         For referring data `referring_protocol` and `multi_target`; for the others
         `headline_level`, `levels`, `wordnet`, `similarity`, `similarity_threshold` (None when
-        off) and `candidates`. For all `in_words`, sentences that say the same.
+        off) and `candidates`. For all `refinement_box` (TEST.REFINEMENT.BOX) and `in_words`,
+        sentences that say the same.
     """
+    box = {"refinement_box": cfg.TEST.REFINEMENT.BOX}
     if is_referring(tasks):
-        return _referring_protocol(cfg)
+        return _referring_protocol(cfg) | box
     vocabulary = cfg.TEST.VOCABULARY
     levels = measured_levels(tasks)
     facts = {
@@ -181,7 +183,7 @@ def dataset_protocol(cfg: CfgNode, tasks: Mapping[str, Any]) -> dict[str, Any]:
         "similarity_threshold": vocabulary.SIMILARITY_THRESH if vocabulary.SIMILARITY else None,
         "candidates": cfg.TEST.CANDIDATES,
     }
-    return facts | {"in_words": _dense_words(facts)}
+    return facts | box | {"in_words": _dense_words(facts)}
 
 
 def _referring_protocol(cfg: CfgNode) -> dict[str, Any]:

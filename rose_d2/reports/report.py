@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 
 from rose_d2.data.datasets.registration import registered_entries
 from rose_d2.files import write_text
-from rose_d2.refinement.evaluation import CHOSEN_WITH_GROUND_TRUTH, CHOSEN_WITHOUT, RESULT
+from rose_d2.refinement.evaluation import RESULT, how_chosen
 from rose_d2.refinement.evaluation import RESULT as REFINEMENT
 from rose_d2.reports.curve import alignment_curves, curve_file_name, draw_alignment_curve
 from rose_d2.reports.paper_results import (
@@ -250,7 +250,7 @@ def dataset_sections(
     parts = [f"## {plain(dataset)}", protocol["in_words"]]
     if not any(tasks.values()):
         return [*parts, "There are no results."]
-    refinement = refinement_section(tasks)
+    refinement = refinement_section(tasks, protocol["refinement_box"])
     tasks = first_turn(tasks)
     parts += _benchmark_tables(tasks) + refinement
     names = tasks.get("names", {})
@@ -443,16 +443,16 @@ def first_turn(tasks: Tasks) -> dict[str, Mapping[str, float]]:
     return {task: tasks[task + _BEFORE] for task in sorted(refined)} | plain_tasks
 
 
-def refinement_section(tasks: Tasks) -> list[str]:
+def refinement_section(tasks: Tasks, box: str) -> list[str]:
     """Before, after and gain, and what became of the refined regions, as Markdown parts.
 
     Args:
         tasks: task -> metric -> number of one dataset; without refinement there are no parts.
+        box: TEST.REFINEMENT.BOX.
     """
     if RESULT not in tasks:
         return []
     uses_truth = not any("referring" in task for task in tasks)
-    chosen = CHOSEN_WITH_GROUND_TRUTH if uses_truth else CHOSEN_WITHOUT
     rows = [
         [plain(task.removesuffix(_GAIN)), plain(metric)]
         + [number(tasks[name].get(metric)) for name in _turns(task.removesuffix(_GAIN))]
@@ -462,7 +462,7 @@ def refinement_section(tasks: Tasks) -> list[str]:
         if "-" not in metric
     ]
     return [
-        f"### Refinement ({chosen})",
+        f"### Refinement ({how_chosen(uses_truth, box)})",
         table(["task", "metric", "before", "after", "gain"], rows, texts=2),
         _regions_table(tasks[RESULT]),
     ]

@@ -14,6 +14,7 @@ from rose_d2.refinement.evaluation import (
     RefinementEvaluator,
     build_evaluation_model,
     build_refinement_evaluator,
+    how_chosen,
     metric_gains,
     refinement_metrics,
 )
@@ -106,14 +107,15 @@ def test_the_log_says_what_chose_the_situations(evaluator, caplog):
     with caplog.at_level(logging.INFO):
         evaluator.process([{}], [output(0, 0, refinement("mask", 0.1, 0.2))])
         evaluator.evaluate()
-    assert "situations chosen with ground truth" in caplog.text
+    assert "situations chosen with ground truth; boxes of the targets" in caplog.text
     evaluator.reset()
     caplog.clear()
     with caplog.at_level(logging.INFO):
         all_answers = refinement("mask", 0.1, 0.2, chosen_with="every answer")
         evaluator.process([{}], [output(0, 0, all_answers)])
         evaluator.evaluate()
-    assert "no ground truth used" in caplog.text
+    assert "every answer refined; boxes of the targets" in caplog.text
+    assert how_chosen(False, "prior") == "every answer refined; boxes of the answers"
 
 
 def test_outputs_without_refinement_are_refused(evaluator):

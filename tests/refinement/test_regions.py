@@ -70,13 +70,23 @@ def test_two_empty_masks_have_no_overlap():
     assert RegionRefinement("missed", None, empty).iou(empty) == 0.0
 
 
-@pytest.mark.parametrize("situation", ["mask", "missed"])
-def test_the_box_is_that_of_the_prior_or_else_of_the_target(situation):
+@pytest.mark.parametrize(
+    ("situation", "has_target", "wanted", "named"),
+    [
+        ("mask", True, "prior", "prior"),
+        ("mask", True, "target", "target"),
+        ("mask", False, "target", "prior"),  # nothing is there that a box could be drawn around
+        ("missed", True, "prior", "target"),
+    ],
+)
+def test_the_box_is_that_of_the_target_or_of_the_prior(situation, has_target, wanted, named):
     target = torch.zeros(10, 10, dtype=torch.bool)
     target[:, 5:] = True
     prior = target.T if situation == "mask" else None
-    box = {"mask": (0, 500, 999, 999), "missed": (500, 0, 999, 999)}[situation]
-    assert RegionRefinement(situation, prior, target).box(10) == box
+    region = RegionRefinement(situation, prior, target & has_target)
+    assert region.box_of(wanted) == named
+    boxes = {"prior": (0, 500, 999, 999), "target": (500, 0, 999, 999)}
+    assert region.box(10, wanted) == boxes[named]
 
 
 def drawn(height=10, width=20, fill=0, **areas):
@@ -123,15 +133,22 @@ def test_only_the_parts_that_are_the_class_are_called_misnamed():
     assert torch.equal(dog.prior, drawn(fill=2, _1=(0, 5)) == 1)
 
 
-def test_a_class_swallowed_by_a_larger_region_is_missed():
+def test_a_class_swallowed_by_a_larger_region_is_renamed_inside_its_box():
+    """Algorithm 1 as printed: all of its pixels have another name, so it is misnamed."""
     truth = drawn(fill=2, _0=(8, 10))
-    predicted = drawn(fill=2)
-    regions = semantic_regions(predicted, truth, NAMES, SETTINGS)
+    truth[0, 8] = 2  # a corner of the box that is not the dog's
+    regions = semantic_regions(drawn(fill=2), truth, NAMES, SETTINGS)
     dog = next(region for region in regions if region.position == 0)
-    assert dog.situation == "missed"
-    assert dog.prior is None
+    assert (dog.situation, dog.name, dog.target_class) == ("category", NAMES[2], 0)
+    assert torch.equal(dog.prior, drawn(_1=(8, 10)) == 1)
     assert torch.equal(dog.target, truth == 0)
-    assert dog.iou(None) == 0.0
+
+
+def test_a_class_that_is_not_there_is_refined_under_its_true_name():
+    truth, predicted = drawn(fill=2), drawn(fill=2, _0=(8, 12))
+    dog = next(r for r in semantic_regions(predicted, truth, NAMES, SETTINGS) if r.position == 0)
+    assert (dog.situation, dog.name, dog.class_id, dog.target_class) == ("category", NAMES[0], 0, 2)
+    assert torch.equal(dog.prior, predicted == 0) and torch.equal(dog.target, truth == 2)
 
 
 def test_a_class_without_any_prediction_is_missed():
@@ -227,10 +244,10 @@ def test_worst_categories_come_in_order_and_at_most_so_many():
     assert worst_categories(MATRIX, 2) == [1, 0]
 
 
-def test_neither_absent_nor_perfect_classes_are_refined():
+def test_absent_classes_have_umi_and_perfect_ones_have_none():
     # 400 pixels predicted as class 0, which is not in the image; class 2 is perfect.
     matrix = torch.tensor([[0, 400, 0, 0], [0, 5, 0, 0], [0, 0, 50, 0], [0, 0, 0, 0]])
-    assert worst_categories(matrix, 5) == [1]
+    assert worst_categories(matrix, 5) == [0, 1]
 
 
 def test_equally_wrong_classes_keep_their_order():

@@ -49,7 +49,8 @@ def test_instances_are_refined_and_the_first_answer_kept(scene, make_item, insta
         "class_before": 1,
         "class_after": 0,
         "target_class": 0,
-        "box": [0, 0, 95, 500],
+        "box": [0, 0, 333, 500],
+        "box_of": "target",
         "iou_before": pytest.approx(0.3),
         "iou_after": 1.0,
     }
@@ -58,7 +59,7 @@ def test_instances_are_refined_and_the_first_answer_kept(scene, make_item, insta
 def test_a_second_turn_shows_the_same_views_the_prior_and_its_box(scene, make_item, instances):
     model = scene.model({"instances": instances}, [(scene.cat, 1, 0.4), (scene.dog, 0, 0.3)])
     item = make_item("instance", candidates=["dog", "cat"])
-    wrap(model)([item])
+    wrap(model, box="prior")([item])
     mask_turn, category_turn = model.turns
     for turn in model.turns:
         assert turn["image"] is item["image"] and turn["sam_image"] is item["sam_image"]
@@ -78,14 +79,22 @@ def test_a_second_turn_shows_the_same_views_the_prior_and_its_box(scene, make_it
     assert "wrongly predicted as cat" in category_turn["conversation"].instruction
 
 
+@pytest.mark.parametrize(
+    ("box", "boxes"),
+    [
+        ("target", [(500, 250, 999, 999), (0, 0, 333, 500)]),
+        ("prior", [(500, 250, 666, 999), (0, 0, 95, 500)]),
+    ],
+)
 @pytest.mark.parametrize("within_box", [True, False])
 def test_the_answer_is_looked_for_in_the_box_unless_told_otherwise(
-    scene, make_item, instances, within_box
+    scene, make_item, instances, within_box, box, boxes
 ):
     model = scene.model({"instances": instances}, [(scene.cat, 1, 0.4), (scene.dog, 0, 0.3)])
-    wrap(model, within_box=within_box)([make_item("instance")])
-    boxes = [turn.get("answer_box") for turn in model.turns]
-    assert boxes == ([(500, 250, 666, 999), (0, 0, 95, 500)] if within_box else [None, None])
+    wrap(model, box=box, within_box=within_box)([make_item("instance")])
+    for turn, named in zip(model.turns, boxes, strict=True):
+        assert f"{list(named)}" in turn["conversation"].instruction or "wrongly" in str(turn)
+        assert turn.get("answer_box") == (named if within_box else None)
 
 
 def test_missed_shows_no_prior_but_the_box_of_the_ground_truth(scene, make_item):
@@ -115,7 +124,8 @@ def test_semantic_names_are_the_first_of_a_list(scene, make_item):
     assert "wrongly predicted as dog," in model.turns[1]["conversation"].instruction
 
 
-def test_every_referring_answer_is_refined(scene, make_item):
+@pytest.mark.parametrize("box", ["target", "prior"])
+def test_every_referring_answer_is_refined(scene, make_item, box):
     first = {
         "ref_seg": scene.box(0, 0, 10, 20),
         "ref_patch": 0,
@@ -123,19 +133,21 @@ def test_every_referring_answer_is_refined(scene, make_item):
         "instances": scene.instances((scene.box(0, 0, 10, 20), 0, 0.9)),
     }
     model = scene.model(first, [(scene.dog, 0, 0.3)])
-    (output,) = wrap(model)([make_item("referring", ref_id=5, sent_id=0, sentence="the dog")])
+    item = make_item("referring", ref_id=5, sent_id=0, sentence="the dog")
+    (output,) = wrap(model, box=box)([item])
     assert torch.equal(output["ref_seg"], scene.dog)
     assert (output["ref_patch"], output["before"]["ref_patch"]) == (3, 0)
     (record,) = output["refinements"]
     assert (record["iou_before"], record["iou_after"]) == (0.5, 1.0)
     assert record["chosen_with"] == "every answer"
     (turn,) = model.turns
-    # The first answer may lie on another object, so only the words say where to look.
-    assert "answer_box" not in turn
+    # The first answer may lie on another object: its own box does not say where to look.
+    named = {"target": (0, 0, 333, 500), "prior": (0, 0, 167, 500)}[box]
+    assert turn.get("answer_box") == (named if box == "target" else None)
     assert turn["conversation"].instruction == (
         "What is the dog in this image? Please output the segmentation mask. "
         "This segmentation mask is incomplete, please ensure the entire object is captured. "
-        "The target is in the box [0, 0, 167, 500]."
+        f"The target is in the box {list(named)}."
     )
 
 
@@ -153,7 +165,7 @@ def test_later_rounds_start_from_the_latest_result(scene, make_item):
     first = {"ref_seg": half, "instances": scene.instances((half, 0, 0.9))}
     model = scene.model(first, [(scene.box(0, 0, 15, 20), 0, 0.5), (scene.dog, 0, 0.5)])
     item = make_item("referring", ref_id=5, sent_id=0, sentence="the dog")
-    (output,) = wrap(model, rounds=2)([item])
+    (output,) = wrap(model, rounds=2, box="prior")([item])
     assert [(r["round"], r["iou_before"]) for r in output["refinements"]] == [(1, 0.5), (2, 0.75)]
     assert "[0, 0, 250, 500]" in model.turns[1]["conversation"].instruction
     assert torch.equal(output["ref_seg"], scene.dog)

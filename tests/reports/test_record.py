@@ -146,7 +146,7 @@ def test_referring_says_its_protocol_and_nothing_of_names(cfg):
     tasks = {"referring": {"cIoU": 1.0}}
     assert is_referring(tasks)
     protocol = dataset_protocol(cfg, tasks)
-    assert set(protocol) == {"referring_protocol", "multi_target", "in_words"}
+    assert set(protocol) == {"referring_protocol", "multi_target", "refinement_box", "in_words"}
     assert "asked and scored alone" in protocol["in_words"]
     cfg.TEST.REFERRING.PROTOCOL = "per_ref"
     per_ref = dataset_protocol(cfg, {"referring_per_ref": {"cIoU": 1.0}})

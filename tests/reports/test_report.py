@@ -239,7 +239,7 @@ def test_first_turn_takes_the_results_before_refinement():
 
 def test_results_without_refinement_stay_as_they_are():
     assert first_turn(PLAIN) == PLAIN
-    assert refinement_section(PLAIN) == []
+    assert refinement_section(PLAIN, "target") == []
 
 
 def test_the_headline_is_the_first_turn():
@@ -251,15 +251,18 @@ def test_levels_are_found_where_refinement_is_on():
 
 
 def test_the_section_shows_before_after_gain_and_says_what_chose_the_regions():
-    title, scores, regions = refinement_section(TASKS)
-    assert title == "### Refinement (situations chosen with ground truth)"
+    title, scores, regions = refinement_section(TASKS, "target")
+    assert title == (
+        "### Refinement (situations chosen with ground truth; boxes of the targets, as a person "
+        "draws them)"
+    )
     assert "| sem\\_seg | mIoU | 44.00 | 50.00 | 6.00 |" in scores
     assert "IoU-dog" not in scores
     assert "| mask | 2 |" in regions and "| all | 3 | 20.00 | 30.00 |" in regions
     assert "67.00 % lie better" in regions and "33.00 % worse" in regions
 
 
-def test_answers_to_expressions_are_refined_without_ground_truth():
+def test_answers_to_expressions_are_all_refined():
     tasks = {"referring_gain": {"cIoU": 1.0}, "referring": {}, "referring_before": {}}
-    title = refinement_section(tasks | {"refinement": {}})[0]
-    assert title == "### Refinement (every answer refined, no ground truth used)"
+    title = refinement_section(tasks | {"refinement": {}}, "prior")[0]
+    assert title == "### Refinement (every answer refined; boxes of the answers)"
