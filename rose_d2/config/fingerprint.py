@@ -82,7 +82,10 @@ def prediction_settings(cfg: CfgNode) -> dict[str, Any]:
     """The keys of a config that change what a model with given weights answers, by dotted name."""
     plain = yaml.safe_load(cfg.dump())
     groups = {name: plain[name] for name in _GROUPS}
-    without = (*_PLACE_KEYS, *_SCORING_KEYS)
+    without = [*_PLACE_KEYS, *_SCORING_KEYS]
+    # Predictions of version 0.1.0 know no such key: left out where it asks for what they did.
+    if not cfg.TEST.REFINEMENT.ENABLED or cfg.TEST.REFINEMENT.BOX == "prior":
+        without.append("TEST.REFINEMENT.BOX")
     return {key: value for key, value in _leaves(groups) if key not in without}
 
 

@@ -142,6 +142,16 @@ def test_the_fingerprint_forgets_place_and_scoring(cfg):
     assert prediction_fingerprint(cfg, NAME, 4, "ab")["config_hash"] != made["config_hash"]
 
 
+def test_the_box_of_a_second_turn_counts_where_there_is_one(cfg):
+    first = {}
+    for enabled in (False, True):
+        for box in ("prior", "target"):
+            cfg.TEST.REFINEMENT.ENABLED, cfg.TEST.REFINEMENT.BOX = enabled, box
+            first[enabled, box] = prediction_fingerprint(cfg, NAME, 4, "ab")["config_hash"]
+    assert first[False, "prior"] == first[False, "target"]
+    assert first[True, "prior"] != first[True, "target"]
+
+
 def test_unknown_datasets_are_refused_with_near_names():
     with pytest.raises(ValueError, match=r"'clipart_instanc_val', which .* clipart_instance_val"):
         check_test_datasets(["clipart_instanc_val"])
