@@ -192,8 +192,9 @@ def _add_input(cfg: CN) -> None:
     cfg.DATASETS.STRICT = False
     # Share of dense samples whose prompt lists class candidates (true names plus distractors).
     cfg.INPUT.CANDIDATE_PROB = 0.0
-    # Most names in such a list that are not in the image.
-    cfg.INPUT.CANDIDATE_MAX_DISTRACTORS = 10
+    # Most names in such a list that are not in the image; -1: lists of every length up to the whole
+    # vocabulary, as evaluation gives it, a quarter of them whole (ours).
+    cfg.INPUT.CANDIDATE_MAX_DISTRACTORS = -1
     # Share of mirrored training samples; never applied to referring expressions.
     cfg.INPUT.FLIP_PROB = 0.5
     # Share of region prompts with the region as a mask; the others write its box into the text.
@@ -209,6 +210,11 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.REFINEMENT.SHAPE_IOU = [0.3, 0.9]
     # Share of referring expressions' priors that lie on another object (ours): first answers may.
     cfg.INPUT.REFINEMENT.OTHER_OBJECT_PROB = 0.2
+    # Share of samples with a prior whose words have the target's box, as a person draws it, and not
+    # the prior's; and how far a person's box is off, as a share of its sides (ours; the paper's
+    # second turns must know the target, see TEST.REFINEMENT.BOX).
+    cfg.INPUT.REFINEMENT.TARGET_BOX_PROB = 0.5
+    cfg.INPUT.REFINEMENT.BOX_JITTER = 0.1
     # Regions with fewer pixels of the square view are not refined or prompted for.
     cfg.INPUT.REFINEMENT.MIN_PIXELS = 16
 

@@ -34,6 +34,8 @@ _SCORING_KEYS = (
     "TEST.OPEN_METRICS",
     "TEST.RANK_BY_NAME",
 )
+# Keys of training alone that saved predictions of version 0.1.0 do not know.
+_NEW_TRAINING_KEYS = ("INPUT.REFINEMENT.TARGET_BOX_PROB", "INPUT.REFINEMENT.BOX_JITTER")
 _PACKAGES = (
     "rose_d2",
     "torch",
@@ -82,7 +84,7 @@ def prediction_settings(cfg: CfgNode) -> dict[str, Any]:
     """The keys of a config that change what a model with given weights answers, by dotted name."""
     plain = yaml.safe_load(cfg.dump())
     groups = {name: plain[name] for name in _GROUPS}
-    without = [*_PLACE_KEYS, *_SCORING_KEYS]
+    without = [*_PLACE_KEYS, *_SCORING_KEYS, *_NEW_TRAINING_KEYS]
     # Predictions of version 0.1.0 know no such key: left out where it asks for what they did.
     if not cfg.TEST.REFINEMENT.ENABLED or cfg.TEST.REFINEMENT.BOX == "prior":
         without.append("TEST.REFINEMENT.BOX")

@@ -25,7 +25,12 @@ from rose_d2.prompts.instructions import (
     build_region_instruction,
     normalised_box,
 )
-from rose_d2.structures.segments import BOX_SCALE, SITUATIONS, RefinementRequest
+from rose_d2.structures.segments import (
+    BOX_SCALE,
+    SITUATIONS,
+    NormalisedBox,
+    RefinementRequest,
+)
 
 WHOLE_VIEW = (0, 0, BOX_SCALE, BOX_SCALE)
 
@@ -174,6 +179,9 @@ class RefinementTargetBuilder(OneRegionTargetBuilder):
         holes_iou: IoU range of masks with holes and patches.
         shape_iou: IoU range of shrunk and stretched masks.
         other_object_prob: share of referring priors that lie on another object.
+        target_box_prob: share of samples with a prior whose words have the box of the target, as
+            a person who knows it draws it, and not that of the prior.
+        box_jitter: how far a person's box is off, as a share of its sides.
 
     Raises:
         ValueError: the shares are not three numbers from 0 up, one of them above 0, or an IoU
@@ -186,6 +194,8 @@ class RefinementTargetBuilder(OneRegionTargetBuilder):
     holes_iou: IouRange = HOLES_IOU
     shape_iou: IouRange = SHAPE_IOU
     other_object_prob: float = 0.2
+    target_box_prob: float = 0.0
+    box_jitter: float = 0.0
 
     def __post_init__(self) -> None:
         probs = np.asarray(self.situation_probs, dtype=np.float64)
@@ -208,6 +218,8 @@ class RefinementTargetBuilder(OneRegionTargetBuilder):
             "holes_iou": tuple(refinement.HOLES_IOU),
             "shape_iou": tuple(refinement.SHAPE_IOU),
             "other_object_prob": refinement.OTHER_OBJECT_PROB,
+            "target_box_prob": refinement.TARGET_BOX_PROB,
+            "box_jitter": refinement.BOX_JITTER,
         }
 
     def decode(
@@ -223,10 +235,10 @@ class RefinementTargetBuilder(OneRegionTargetBuilder):
             return self._ask_again(drawn, drawn.expression, rng)
         situation = str(rng.choice(SITUATIONS, p=self.situation_probs))
         if situation == "missed":
-            request = RefinementRequest(situation, normalised_box(drawn.mask, self.size))
+            request = RefinementRequest(situation, self._drawn_box(drawn.mask, rng))
             return build_refinement_instruction(request, rng=rng), np.zeros_like(drawn.mask)
         prior = self._corrupted(drawn.mask, rng)
-        box = normalised_box(prior, self.size)
+        box = self._box(drawn.mask, prior, rng)
         if situation == "category" and drawn.wrong_names:
             wrong = drawn.wrong_names[int(rng.integers(len(drawn.wrong_names)))]
             request = RefinementRequest("category", box, wrong)
@@ -241,13 +253,42 @@ class RefinementTargetBuilder(OneRegionTargetBuilder):
         lies_elsewhere = len(drawn.others) > 0 and rng.random() < self.other_object_prob
         shown = drawn.others[int(rng.integers(len(drawn.others)))] if lies_elsewhere else drawn.mask
         prior = self._corrupted(shown, rng)
-        request = RefinementRequest("mask", normalised_box(prior, self.size), expression=expression)
+        box = self._box(drawn.mask, prior, rng)
+        request = RefinementRequest("mask", box, expression=expression)
         return build_refinement_instruction(request, rng=rng), prior
 
     def ask_for_nothing(self, rng: np.random.Generator) -> str:
         return build_refinement_instruction(RefinementRequest("missed", WHOLE_VIEW), rng=rng)
 
+    def _box(
+        self, target: np.ndarray, prior: np.ndarray, rng: np.random.Generator
+    ) -> NormalisedBox:
+        """Whose box the words have: the target's or the prior's."""
+        if self.target_box_prob and rng.random() < self.target_box_prob:
+            return self._drawn_box(target, rng)
+        return normalised_box(prior, self.size)
+
+    def _drawn_box(self, target: np.ndarray, rng: np.random.Generator) -> NormalisedBox:
+        """A target's box as a person draws it."""
+        box = normalised_box(target, self.size)
+        return jittered_box(box, self.box_jitter, rng) if self.box_jitter else box
+
     def _corrupted(self, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if rng.random() < self.holes_prob:
             return holes_and_patches(mask, rng, self.holes_iou)
         return shrink_or_stretch(mask, rng, self.shape_iou)
+
+
+def jittered_box(box: NormalisedBox, jitter: float, rng: np.random.Generator) -> NormalisedBox:
+    """Move every side of a box, up to a share of the box's extent in that direction.
+
+    Args:
+        box: (x1, y1, x2, y2), integers 0 to `BOX_SCALE`.
+        jitter: the share, below 0.5, so that the sides stay in order.
+        rng: source of randomness.
+    """
+    x1, y1, x2, y2 = box
+    extent = np.array([x2 - x1, y2 - y1] * 2)
+    moved = np.rint(np.array(box) + rng.uniform(-jitter, jitter, 4) * extent)
+    left, top, right, bottom = (int(value) for value in moved.clip(0, BOX_SCALE))
+    return left, top, right, bottom

@@ -17,6 +17,8 @@ from rose_d2.prompts.tasks import TASKS, get_task
 
 # Values of TEST.CANDIDATES.
 CANDIDATE_MODES = ("", "prompt", "decode", "both")
+# Share of lists of any length that have all names the image lacks, as evaluation lists them.
+_WHOLE_LISTS = 0.25
 
 
 @dataclass(kw_only=True)
@@ -29,7 +31,7 @@ class SceneTargetBuilder(TargetBuilder):
     Attributes:
         candidate_prob: share of samples whose instruction lists class candidates, if its task
             takes any.
-        max_distractors: most names in such a list that are not in the image.
+        max_distractors: most names in such a list that are not in the image; -1 for all there are.
     """
 
     candidate_prob: float = 0.0
@@ -199,7 +201,7 @@ def draw_candidates(
     Args:
         present: different names of the objects in the image; may be empty.
         vocabulary: all names of the data set.
-        max_distractors: most names that are not in the image.
+        max_distractors: most names that are not in the image; -1 for all there are.
         rng: source of randomness.
 
     Returns:
@@ -210,6 +212,9 @@ def draw_candidates(
         kept = int(rng.integers(1, kept))
     absent = sorted(set(vocabulary) - set(present))
     fewest = 0 if present else 1
-    wanted = int(rng.integers(fewest, max(fewest, max_distractors) + 1))
+    most = len(absent) if max_distractors < 0 else max_distractors
+    wanted = int(rng.integers(fewest, max(fewest, most) + 1))
+    if max_distractors < 0 and rng.random() < _WHOLE_LISTS:
+        wanted = len(absent)
     names = list(rng.permutation(present)[:kept]) + list(rng.permutation(absent)[:wanted])
     return [str(name) for name in rng.permutation(names)]

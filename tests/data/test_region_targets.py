@@ -15,8 +15,12 @@ from PIL import Image
 
 from rose_d2.config.defaults import add_rose_config
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
-from rose_d2.data.region_targets import RefinementTargetBuilder, RegionTargetBuilder
-from rose_d2.prompts.instructions import NOTHING_FOUND, box_in_words
+from rose_d2.data.region_targets import (
+    RefinementTargetBuilder,
+    RegionTargetBuilder,
+    jittered_box,
+)
+from rose_d2.prompts.instructions import NOTHING_FOUND, box_in_words, normalised_box
 from rose_d2.structures.segments import SITUATIONS
 
 THINGS = ["dog", "cat", "red car"]
@@ -333,6 +337,7 @@ def mapper_of(flip_prob=0.0, *, is_train=True, **refinement):
     cfg.INPUT.FLIP_PROB = flip_prob
     for key, value in refinement.items():
         cfg.INPUT.REFINEMENT[key] = value
+    cfg.INPUT.REFINEMENT.TARGET_BOX_PROB = 0.0
     cfg.INPUT.REGION_MASK_PROB = 1.0
     return RoseDatasetMapper(cfg, is_train=is_train)
 
@@ -395,3 +400,26 @@ def test_there_are_no_test_samples(scene, registered_scenes, task):
     record = records_of(scene, registered_scenes, "instance", task)
     with pytest.raises(ValueError, match=f"'test_instance' has task '{task}'.*only for training"):
         mapper_of(is_train=False)(record)
+
+
+def test_a_jittered_box_stays_near_and_in_order():
+    rng = np.random.default_rng(0)
+    boxes = np.array([jittered_box((100, 200, 300, 600), 0.1, rng) for _ in range(200)])
+    off = np.abs(boxes - [100, 200, 300, 600])
+    assert (off <= [20, 40, 20, 40]).all() and (off.max(axis=0) >= [15, 30, 15, 30]).all()
+    assert jittered_box((0, 0, 999, 999), 0.0, rng) == (0, 0, 999, 999)
+    assert np.all(np.array(jittered_box((0, 0, 999, 999), 0.4, rng)) <= 999)
+
+
+@pytest.mark.parametrize("record", ["panoptic", "referring"])
+def test_words_may_have_the_box_of_the_target(scene, record):
+    """The prior is corrupted, so its box differs from the target's in most samples."""
+    always = {"target_box_prob": 1.0, "situation_probs": (1, 0, 0), "holes_prob": 0.0}
+    of_target = 0
+    for seed in range(20):
+        targets = build(scene[record], seed, **always)
+        (mask,) = targets.instances.gt_masks.tensor.numpy()
+        assert str(list(normalised_box(mask, 20))) in targets.conversation.instruction
+        prior = targets.prior_mask[0].numpy() > 0
+        of_target += normalised_box(prior, 20) != normalised_box(mask, 20)
+    assert of_target > 5

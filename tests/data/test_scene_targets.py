@@ -255,3 +255,13 @@ def test_unknown_mode_is_refused():
     assert [check_candidate_mode(mode) for mode in ("", "prompt", "decode", "both")]
     with pytest.raises(ValueError, match="'trie'; use 'prompt'.*'decode'.*'both'"):
         check_candidate_mode("trie")
+
+
+def test_lists_of_any_length_reach_the_whole_vocabulary():
+    present = VOCABULARY[:2]
+    absent = set(VOCABULARY) - set(present)
+    lists = [draw_candidates(present, VOCABULARY, -1, np.random.default_rng(s)) for s in range(400)]
+    counts = [len(absent & set(names)) for names in lists]
+    assert set(counts) == set(range(len(absent) + 1))
+    assert 70 <= counts.count(len(absent)) <= 150  # a quarter of 400, and those that are so anyway
+    assert all(len(set(names)) == len(names) for names in lists)
