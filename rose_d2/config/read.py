@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 LMM_FOLDER = "lmm"
 SAM_FILE = "sam.pth"
+# What yacs and detectron2 raise for a wrong key or value.
+_MISTAKES = (AssertionError, KeyError, ValueError)
 # Config that trains from scratch, so names no weights -> the released ones.
 RELEASED_WEIGHTS = {
     "rose_tiny.yaml": Path(__file__).resolve().parents[2] / "checkpoints" / "rose_tiny",
@@ -51,19 +53,23 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     # What yacs and detectron2 raise does not say where the key stands.
     try:
         cfg.merge_from_file(config_file, allow_unsafe=False)
-    except (AssertionError, AttributeError, KeyError, OSError, ValueError) as error:
-        raise ValueError(f"In {config_file}: {error.args[0]}") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"In {config_file}: {error}") from error
+    except (*_MISTAKES, AttributeError, OSError, yaml.YAMLError) as error:
+        raise ValueError(f"In {config_file}: {_reason(error)}") from error
     try:
         cfg.merge_from_list(list(opts))
-    except (AssertionError, KeyError, ValueError) as error:
+    except _MISTAKES as error:
         raise ValueError(
             f"In the KEY VALUE pairs that change the config ({' '.join(map(str, opts))}): "
-            f"{error.args[0]}"
+            f"{_reason(error)}"
         ) from error
     use_exported_folder(cfg)
     return cfg
+
+
+def _reason(error: Exception) -> str:
+    """What an exception says, in one line."""
+    text = error.args[0] if isinstance(error, KeyError) else error
+    return " ".join(str(text).split())
 
 
 def read_released_config(

@@ -38,3 +38,24 @@ def test_a_smallest_score_takes_the_place_of_both_thresholds():
     as_written = read_released_config("configs/rose_tiny.yaml", ["MODEL.WEIGHTS", "mine.pth"])
     assert as_written.TEST.SCORE_THRESH != as_written.TEST.PANOPTIC.SCORE_THRESH
     assert as_written.MODEL.WEIGHTS == "mine.pth"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"_BASE_: nowhere.yaml", "nowhere.yaml"),
+        (b"MODEL: {A: [1, 2\nX: }", "line 2, column 2"),
+        (b"A: \xff\xfe", "can't decode byte"),
+        (b"- a", "has no attribute"),
+        (b"A: !!python/object/apply:os.mkdir [executed]", "could not determine a constructor"),
+    ],
+)
+def test_a_file_that_is_no_config_is_one_sentence_and_not_executed(
+    tmp_path, monkeypatch, content, reason
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"^In .*bad\.yaml: ") as error:
+        read_config(str(tmp_path / "bad.yaml"))
+    assert reason in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "executed").exists()
