@@ -229,7 +229,7 @@ def build_refinement_instruction(
     Returns:
         The instruction, without image token and without chat template.
     """
-    wording = _pick_request(REFINEMENT_INSTRUCTIONS[request.situation], rng)
+    wording = _pick(REFINEMENT_INSTRUCTIONS[request.situation], rng)
     repair = wording.format(box=_written(request.box), category=request.wrong_category)
     if request.expression is None:
         return repair
@@ -254,9 +254,9 @@ def build_region_instruction(
         ValueError: `box` is not four integers 0-999 in order.
     """
     if box is None:
-        return _pick_request(REGION_INSTRUCTIONS["mask"], rng)
+        return _pick(REGION_INSTRUCTIONS["mask"], rng)
     check_box(box)
-    return _pick_request(REGION_INSTRUCTIONS["box"], rng).format(box=_written(box))
+    return _pick(REGION_INSTRUCTIONS["box"], rng).format(box=_written(box))
 
 
 def box_in_words(mask_or_box: np.ndarray | Sequence[float], size: int | tuple[int, int]) -> str:
@@ -322,7 +322,3 @@ def _tight_box(mask: np.ndarray, height: int, width: int) -> tuple[int, int, int
 
 def _written(box: NormalisedBox) -> str:
     return "[{}, {}, {}, {}]".format(*box)
-
-
-def _pick_request(wordings: tuple[str, ...], rng: RandomSource | None) -> str:
-    return wordings[0] if rng is None else wordings[int(rng.random() * len(wordings))]

@@ -43,7 +43,9 @@ class VistasLabel(NamedTuple):
 def _read_labels() -> dict[str, tuple[VistasLabel, ...]]:
     """Number of a version -> all its labels in the order of their values."""
     file = resources.files("rose_d2.data.datasets") / "mapillary_vistas.yaml"
-    tables = yaml.safe_load(file.read_text(encoding="utf-8"))
+    # Read at import, so by libyaml where it is there.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    tables = yaml.load(file.read_text(encoding="utf-8"), Loader=loader)
     return {
         number: tuple(VistasLabel(name, tuple(color), kind) for name, color, kind in rows)
         for number, rows in tables.items()
