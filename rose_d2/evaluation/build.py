@@ -23,7 +23,9 @@ from rose_d2.vocabulary.vocabulary import (
 )
 from rose_d2.vocabulary.wordnet import class_similarity_matrix
 
-EVALUATOR_TYPES = tuple(task.evaluator_type for task in TASKS.values() if task.evaluator_type)
+EVALUATOR_TYPES = tuple(
+    dict.fromkeys(task.evaluator_type for task in TASKS.values() if task.evaluator_type)
+)
 
 
 def check_evaluator_type(dataset_name: str) -> str:

@@ -39,7 +39,10 @@ from rose_d2.evaluation.predictions import PredictionStore
 from rose_d2.layers.masks import mask_areas, pairwise_intersection
 from rose_d2.prompts.tasks import TASKS
 
-TASKS_BY_EVALUATOR = {t.evaluator_type: t.name for t in TASKS.values() if t.evaluator_type}
+# Of tasks that share an evaluator the first: it is the one that is scored here.
+TASKS_BY_EVALUATOR = {
+    task.evaluator_type: task.name for task in reversed(TASKS.values()) if task.evaluator_type
+}
 
 
 @dataclass(frozen=True)
