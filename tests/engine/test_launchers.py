@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,25 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from scripts import ROOT
+from scripts import ROOT, free_port
 
 SCRIPT = ROOT / "tests/helpers/launched_training.py"
 pytestmark = pytest.mark.slow
 
 
-def free_port() -> str:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return str(sock.getsockname()[1])
-
-
 def torchrun() -> list[str]:
-    flags = ["--nproc-per-node", "2", "--master-port", free_port()]
+    flags = ["--nproc-per-node", "2", "--master-port", str(free_port())]
     return [sys.executable, "-m", "torch.distributed.run", *flags]
 
 
 def deepspeed() -> list[str]:
-    flags = ["--num_accelerators", "2", "--master_port", free_port()]
+    flags = ["--num_accelerators", "2", "--master_port", str(free_port())]
     return [str(Path(sys.executable).with_name("deepspeed")), *flags]
 
 

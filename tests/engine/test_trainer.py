@@ -3,13 +3,12 @@ import contextlib
 import json
 import multiprocessing
 import os
-import socket
 
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from safetensors.torch import load_file
-from scripts import finish_script, start_script
+from scripts import finish_script, free_port, start_script
 from toy_training import ToyROSE, ToyTrainer, seed_all, toy_config
 
 from rose_d2.checkpoint.checkpointer import RoseCheckpointer
@@ -138,9 +137,7 @@ def test_training_refuses_an_unknown_test_dataset_at_once(tmp_path):
 def two_processes(tmp_path_factory):
     """The folder in which health_jobs.py has run."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     outputs = [folder / f"output_{rank}.txt" for rank in (0, 1)]
     processes = [
         start_script("tests/helpers/health_jobs.py", folder, rank, port, output=output)

@@ -9,7 +9,6 @@ import functools
 import json
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -18,12 +17,14 @@ from pathlib import Path
 import torch.multiprocessing
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from scripts import free_port
 
 from rose_d2.engine.launch import run_job
 from rose_d2.evaluation.loop import inference_on_dataset
 from rose_d2.evaluation.predictions import PredictionStore
 
 FAILING = 1  # rank
+PATIENCE = 240  # seconds; the jobs take about 5
 # Scenario: machines. Every one has two processes in all, except "alone".
 SCENARIOS = {
     "evaluator raises": 1,
@@ -76,12 +77,6 @@ def main(args: argparse.Namespace) -> None:
     inference_on_dataset(model, [[{"image_id": 1}]], evaluator)
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 def launch_machine(folder: Path, scenario: str, machine: int, port: int) -> int:
     """Fork the launcher of one machine; returns its process id."""
     pid = os.fork()
@@ -124,6 +119,15 @@ def run_all(folder: Path) -> None:
             pid = launch_machine(folder, scenario, machine, port)
             launchers[pid] = f"{scenario}-{machine}"
     ended = {}
+
+    def give_up(*_) -> None:
+        for name in launchers.values():
+            print(f"{name} is still running; it printed:\n{(folder / f'{name}.txt').read_text()}")
+        sys.stdout.flush()
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(PATIENCE)
     while launchers:
         pid, status = os.wait()
         name = launchers.pop(pid)

@@ -3,7 +3,9 @@
 import importlib.util
 import multiprocessing
 import os
+import random
 import runpy
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,6 +78,19 @@ def start_script(
     process = context.Process(target=_run, args=(command, environment, str(output), fork))
     process.start()
     return process
+
+
+def free_port() -> int:
+    """Find a port of this machine that nobody listens on.
+
+    It lies below those from which systems number outgoing connections (32768 and up on Linux): one
+    of these could take it before the caller listens, and whoever waits for him waits for ever.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_768), 100):
+        with socket.socket() as sock:
+            if sock.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise OSError("100 ports between 20000 and 32768 are in use")
 
 
 def finish_script(process: multiprocessing.Process, output: Path, timeout: float = 300) -> Ended:
