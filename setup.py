@@ -14,6 +14,9 @@ ROSE = [
     "tokenizers>=0.22",
     "huggingface-hub>=1.0",
     "safetensors>=0.4.3",
+    # SigLIP's tokenizer, which embeds class names.
+    "sentencepiece>=0.2",
+    "protobuf>=4",
     "peft>=0.18",
     "segment-anything>=1.0",
     # Only training at scale uses DeepSpeed, and its installation is only dependable on Linux.

@@ -30,6 +30,7 @@ from rose_d2.config.fingerprint import config_hash, file_sha256
 from rose_d2.config.read import read_config
 from rose_d2.data.build import build_rose_test_loader, build_rose_train_loader
 from rose_d2.data.datasets.custom import use_custom_data
+from rose_d2.data.mixture import training_weights
 from rose_d2.engine.evaluate import Weights, check_test_datasets, evaluate_dataset
 from rose_d2.engine.launch import shared_store
 from rose_d2.engine.metrics import TaskLossHook, ThroughputHook
@@ -43,9 +44,11 @@ from rose_d2.engine.step_engine import StepEngine, TorchStepEngine, amp_dtype
 from rose_d2.engine.watchdog import WatchdogHook
 from rose_d2.evaluation.build import build_evaluator
 from rose_d2.modeling.parameter_table import log_parameter_table
+from rose_d2.modeling.supervision import NO_TARGET_NAME, trained_names
 from rose_d2.refinement.evaluation import build_evaluation_model, build_refinement_evaluator
 from rose_d2.reports.record import run_record, write_record
 from rose_d2.reports.report import write_report
+from rose_d2.vocabulary.text_embeddings import TextEmbeddingBank
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +118,12 @@ class RoseTrainer(DefaultTrainer):
         TrainerBase.__init__(self)
         check_test_datasets(cfg.DATASETS.TEST)
         self.cfg = cfg
+        embeddings = embed_trained_names(cfg)
         model = self.build_model(cfg)
+        if embeddings:
+            model.supervisor.text_embeddings.add(
+                tuple(embeddings), torch.stack([*embeddings.values()])
+            )
         log_parameter_table(model)
         self._trainer = build_step_engine(cfg, model)
         self.scheduler = self._trainer.scheduler
@@ -231,6 +239,31 @@ class RoseTrainer(DefaultTrainer):
                 logger.info("Evaluation results for %s in csv format:", name)
                 print_csv_format(results[name])
         return results if len(results) != 1 else next(iter(results.values()))
+
+
+def embed_trained_names(cfg: CfgNode) -> dict[str, torch.Tensor]:
+    """Embed the names of all that trains, in the main process alone, for every process.
+
+    Before the language model is loaded: the text tower is gone by then, and no process loads it in
+    the middle of a step.
+
+    Args:
+        cfg: the full config: MODEL.SIGLIP_TEXT, DATASETS.TRAIN.
+
+    Returns:
+        Name -> embedding; none for n-grams, which cost nothing.
+
+    Raises:
+        ImportError: the tokenizer of the text tower needs a package.
+        ValueError: the text tower is not whole, or has another width.
+    """
+    if cfg.MODEL.SIGLIP_TEXT.SOURCE == "ngram":
+        return {}
+    datasets = dict.fromkeys(view.dataset_name for view in training_weights(cfg))
+    names = dict.fromkeys(name for dataset in datasets for name in trained_names(dataset))
+    names = tuple(names | {NO_TARGET_NAME: None})
+    embeddings = TextEmbeddingBank.from_config(cfg)(names) if comm.is_main_process() else None
+    return dict(zip(names, comm.all_gather(embeddings)[0], strict=True))
 
 
 def build_health_hooks(cfg: CfgNode, engine: StepEngine, model: nn.Module) -> list[HookBase]:

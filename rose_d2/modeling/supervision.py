@@ -246,12 +246,7 @@ class Supervisor:
     def _bank_names(self, dataset_name: str, names: CategoryNames) -> tuple[str, ...]:
         """The dataset's own vocabulary, equal names merged, and whatever else is named here."""
         if dataset_name not in self._vocabularies:
-            metadata = MetadataCatalog.get(dataset_name)
-            classes = CategoryVocabulary.from_metadata(metadata).class_names
-            # Classes held out to measure open naming must not even be negatives.
-            unseen = set(metadata.get("unseen_classes", ()))
-            known = [name for name in classes if name not in unseen]
-            self._vocabularies[dataset_name] = tuple(dict.fromkeys(known))
+            self._vocabularies[dataset_name] = trained_names(dataset_name)
         known = self._vocabularies[dataset_name]
         return tuple(dict.fromkeys((*known, *(name or NO_TARGET_NAME for name in names))))
 
@@ -290,6 +285,19 @@ class Supervisor:
         storage.put_scalar("rose/unassigned_share", unassigned / max(objects, 1))
         positives = sum(len(assignment.patches) for assignment in assignments)
         storage.put_scalar("rose/positives_per_image", positives / len(assignments))
+
+
+def trained_names(dataset_name: str) -> tuple[str, ...]:
+    """The names of a dataset's classes that training may tell, equal names merged.
+
+    Args:
+        dataset_name: a registered dataset.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    classes = CategoryVocabulary.from_metadata(metadata).class_names
+    # Classes held out to measure open naming must not even be negatives.
+    unseen = set(metadata.get("unseen_classes", ()))
+    return tuple(dict.fromkeys(name for name in classes if name not in unseen))
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import importlib.util
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 from detectron2.config import CfgNode
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -27,7 +30,7 @@ SIGLIP_LENGTH = 64
 
 
 class TextEmbeddingBank:
-    """Embeddings of names, computed once per vocabulary.
+    """Embeddings of names, each computed once.
 
     The text tower is not resident: it is loaded for a new vocabulary, its embeddings are cached
     (on disk too, where a folder is given) and it is freed again.
@@ -43,8 +46,7 @@ class TextEmbeddingBank:
         self.source = source
         self.dim = dim
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else None
-        self._known: dict[tuple[str, ...], torch.Tensor] = {}
-        self._embedded: dict[str, torch.Tensor] = {}
+        self._known: dict[str, torch.Tensor] = {}
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> TextEmbeddingBank:
@@ -56,37 +58,48 @@ class TextEmbeddingBank:
         """Unit-length embeddings (C, dim) of C names, on the CPU.
 
         Raises:
-            ValueError: if the text tower's width is not `dim`.
+            ValueError: if the text tower's width is not `dim`, or it has no text tower.
         """
-        if names not in self._known:
+        if any(name not in self._known for name in names):
             if self.source == "ngram":
-                self._known[names] = ngram_embeddings(names, self.dim)
+                embeddings = ngram_embeddings(names, self.dim)
             else:
-                self._known[names] = self._from_disk_or_tower(names)
-        return self._known[names]
+                embeddings = self._from_disk_or_tower(names)
+            self.add(names, embeddings)
+        return self._stacked(names)
 
     def embed(self, names: Sequence[str]) -> torch.Tensor:
         """Unit-length embeddings (K, dim) of names that come a few at a time, on the CPU.
 
-        Each is computed once and kept in memory; the text tower stays resident from the first
-        call on.
+        The text tower stays resident from the first call on.
 
         Raises:
-            ValueError: if the text tower's width is not `dim`.
+            ValueError: see `__call__`.
         """
-        new = tuple(dict.fromkeys(name for name in names if name not in self._embedded))
+        new = tuple(dict.fromkeys(name for name in names if name not in self._known))
         if new:
             if self.source == "ngram":
-                embeddings = ngram_embeddings(new, self.dim)
+                self.add(new, ngram_embeddings(new, self.dim))
             else:
-                embeddings = self._embed_with(*self._resident_tower, new)
-            self._embedded.update(zip(new, embeddings, strict=True))
-        rows = [self._embedded[name] for name in names]
+                self.add(new, self._embed_with(*self._resident_tower, new))
+        return self._stacked(names)
+
+    def add(self, names: Sequence[str], embeddings: torch.Tensor) -> None:
+        """Take over embeddings that another bank of the same source has made.
+
+        Args:
+            names: C names.
+            embeddings: (C, dim), on the CPU.
+        """
+        self._known.update(zip(names, embeddings, strict=True))
+
+    def _stacked(self, names: Sequence[str]) -> torch.Tensor:
+        rows = [self._known[name] for name in names]
         return torch.stack(rows) if rows else torch.zeros(0, self.dim)
 
     @functools.cached_property
     def _resident_tower(self) -> tuple[SiglipTextModel, Any]:
-        return self._load_tower()
+        return load_text_tower(self.source)
 
     def _from_disk_or_tower(self, names: tuple[str, ...]) -> torch.Tensor:
         if self.cache_dir is None:
@@ -101,11 +114,7 @@ class TextEmbeddingBank:
 
     def _from_tower(self, names: tuple[str, ...]) -> torch.Tensor:
         logger.info("Embedding %d class names with %s", len(names), self.source)
-        return self._embed_with(*self._load_tower(), names)
-
-    def _load_tower(self) -> tuple[SiglipTextModel, Any]:
-        tower = SiglipTextModel.from_pretrained(self.source).eval()
-        return tower, AutoTokenizer.from_pretrained(self.source)
+        return self._embed_with(*load_text_tower(self.source), names)
 
     def _embed_with(
         self, tower: SiglipTextModel, tokenizer: Any, names: tuple[str, ...]
@@ -126,6 +135,58 @@ class TextEmbeddingBank:
                 f"MODEL.PATCH_ANALYZER.SIGLIP_DIM is {self.dim}; make them equal."
             )
         return F.normalize(embeddings.float(), dim=-1)
+
+
+def load_text_tower(source: str) -> tuple[SiglipTextModel, Any]:
+    """SigLIP's text tower, of a folder that may have the vision tower too, and its tokenizer.
+
+    Args:
+        source: folder or hub name.
+
+    Raises:
+        ValueError: the weights are not those of a whole text tower.
+        OSError: from transformers, when nothing is found there.
+    """
+    with _quiet_transformers():  # the vision tower is left out, name by name
+        tower, report = SiglipTextModel.from_pretrained(source, output_loading_info=True)
+    if report["missing_keys"] or report["mismatched_keys"]:
+        lacking = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+        raise ValueError(
+            f"{source} (MODEL.SIGLIP_TEXT.SOURCE) is not a whole SigLIP text tower: "
+            f"{lacking[0]} and {len(lacking) - 1} more weights are missing or of another size."
+        )
+    return tower.eval(), load_text_tokenizer(source)
+
+
+def load_text_tokenizer(source: str) -> Any:
+    """Tokenizer of a SigLIP folder, whether its settings name SiglipTokenizer or are missing.
+
+    Args:
+        source: folder or hub name.
+
+    Raises:
+        ImportError: SiglipTokenizer reads spiece.model with sentencepiece, which is missing.
+        OSError: from transformers, when nothing is found there.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (ImportError, ValueError, AttributeError, TypeError) as error:
+        if importlib.util.find_spec("sentencepiece") is not None:
+            raise
+        raise ImportError(
+            f"The tokenizer of {source} (MODEL.SIGLIP_TEXT.SOURCE) needs the package "
+            "sentencepiece: pip install sentencepiece."
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
 
 
 def ngram_embeddings(names: tuple[str, ...], dim: int) -> torch.Tensor:

@@ -1,11 +1,19 @@
 """Class-name embeddings: deterministic n-grams, and a SigLIP text tower cached on disk."""
 
+import importlib.util
+
 import pytest
 import torch
-from transformers import SiglipTextConfig, SiglipTextModel
+from mini_7b import TEXT_DIM, write_siglip
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, SiglipTextConfig, SiglipTextModel
 
 from rose_d2.prompts.tokenizer import build_tokenizer
-from rose_d2.vocabulary.text_embeddings import TextEmbeddingBank, ngram_embeddings
+from rose_d2.vocabulary.text_embeddings import (
+    TextEmbeddingBank,
+    load_text_tokenizer,
+    ngram_embeddings,
+)
 
 NAMES = ("red car", "blue car", "giraffe")
 
@@ -66,3 +74,43 @@ def test_wrong_width_is_refused(tmp_path):
     save_tower(tmp_path, 8)
     with pytest.raises(ValueError, match="SIGLIP_DIM is 16"):
         TextEmbeddingBank(str(tmp_path), 16)(NAMES)
+
+
+@pytest.mark.parametrize("names_tokenizer", [True, False])
+def test_a_folder_as_siglip_is_published_is_read_in_either_layout(tmp_path, names_tokenizer):
+    write_siglip(tmp_path / "siglip", names_tokenizer=names_tokenizer)
+    embeddings = TextEmbeddingBank(str(tmp_path / "siglip"), TEXT_DIM)(("dog", "red car"))
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(2))
+    assert not torch.allclose(embeddings[0], embeddings[1])
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    def refuse(source):
+        raise ValueError("no tokenizer class")
+
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
+    with pytest.raises(ValueError, match="no tokenizer class"):
+        load_text_tokenizer("siglip")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n: None if n == "sentencepiece" else find_spec(n)
+    )
+    with pytest.raises(ImportError, match="siglip .* needs the package sentencepiece: pip install"):
+        load_text_tokenizer("siglip")
+
+
+def test_a_folder_without_a_whole_text_tower_is_refused(tmp_path):
+    save_tower(tmp_path, 8)
+    weights = load_file(tmp_path / "model.safetensors")
+    lost = next(name for name in weights if "fc1.weight" in name)
+    del weights[lost]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="not a whole SigLIP text tower: .*fc1.weight and 0 more"):
+        TextEmbeddingBank(str(tmp_path), 8)(NAMES)
+
+
+def test_a_bank_takes_over_what_another_has_made(tmp_path):
+    bank = TextEmbeddingBank(str(tmp_path / "nothing here"), 4)
+    bank.add(NAMES, torch.eye(3, 4))
+    assert torch.equal(bank(NAMES[:2]), torch.eye(2, 4))
+    assert torch.equal(bank.embed([NAMES[2], NAMES[0]]), torch.eye(3, 4)[[2, 0]])
