@@ -1,9 +1,11 @@
 # rose_d2: every target makes the environment it needs. `make help` lists the targets.
 
 # Optional: the interpreter (PYTHON=python3.12), where detectron2 comes from (DETECTRON2=git or
-# wheel; empty keeps what is there), and more arguments for the command of a target (ARGS='...').
+# wheel; empty keeps what is there), more of the package's extras (EXTRAS=app,bulk,docs), and more
+# arguments for the command of a target (ARGS='...').
 PYTHON ?=
 DETECTRON2 ?=
+EXTRAS ?=
 ARGS ?=
 VENV_PYTHON = .venv/bin/python
 TINY = --config-file configs/rose_tiny.yaml
@@ -22,7 +24,7 @@ help:
 	@echo "make format      let ruff format and fix what it can"
 	@echo "make train-tiny  train configs/rose_tiny.yaml on the clip-art benchmark"
 	@echo "make eval-tiny   benchmark the shipped tiny checkpoint on the clip-art benchmark"
-	@echo "Options: PYTHON=python3.12 (3.10 to 3.13), DETECTRON2=git|wheel, ARGS='...'"
+	@echo "Options: PYTHON=python3.12 (3.10 to 3.13), DETECTRON2=git|wheel, EXTRAS=app,bulk,docs, ARGS='...'"
 
 setup:
 	@found=; \
@@ -31,7 +33,8 @@ setup:
 	  case "$$version" in \
 	    3.10.*|3.11.*|3.12.*|3.13.*) \
 	      if "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
-	        exec "$$python" tools/setup_env.py $${PYTHON:+--this-python} --detectron2="$$DETECTRON2"; \
+	        exec "$$python" tools/setup_env.py $${PYTHON:+--this-python} --detectron2="$$DETECTRON2" \
+	          --extras="$$EXTRAS"; \
 	      fi; \
 	      found="$$found, $$python is $$version without venv and pip" ;; \
 	    *) found="$$found, $$python is $$version" ;; \

@@ -5,6 +5,7 @@ tests/shrunken.yaml. Write no others in their place: they are what an update mus
 """
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -86,3 +87,5 @@ def test_an_evaluation_continues_the_predictions(predictions, tmp_path):
     instances = store.get("2")["instances"]
     assert instances.image_size == (12, 16) and len(instances.pred_category_names) > 0
     assert instances.pred_masks[0, 3:10, 2:8].all()  # the annotated dog
+    # Written as log-probabilities of -5.67.
+    assert store.get("1")["instances"].name_scores[0] == pytest.approx(math.exp(-5.674864768981934))

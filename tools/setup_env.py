@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 OLDEST, NEWEST = (3, 10), (3, 13)
 INPUTS = ("tools/setup_env.py", "constraints.txt", "setup.py")
 NEEDED_GIB = 10
+# What `make demo`, `make test` and training need; more are added by name.
+EXTRAS = ("dev", "eval", "train")
 SHOWN_DOWNLOAD = re.compile(r"Downloading \S*?([^/\s]+?)-\d\S* \((\d{2,}\.\d MB|[\d.]+ GB)\)")
 
 # detectron2 has no package of its own name in the registry. This one re-packages its main branch.
@@ -264,13 +266,17 @@ def install_detectron2(env: Environment, choice: str) -> str:
     return wanted
 
 
-def set_up(env: Environment, choice: str, recreate_for: str | None = None) -> None:
-    """Brings the environment to the state that this repository asks for."""
+def set_up(
+    env: Environment, choice: str, recreate_for: str | None = None, extras: Sequence[str] = ()
+) -> None:
+    """Brings the environment to the state that this repository asks for; extras stay once asked."""
     prepare_venv(env, recreate_for)
     expected = fingerprint(env.root, env.ask("import platform; print(platform.python_version())"))
     stamp = env.read_stamp()
     source = {"git": "own"}.get(choice, choice) or stamp.get("detectron2")
-    if stamp.get("inputs") == expected and stamp.get("detectron2") == source:
+    extras = sorted({*EXTRAS, *extras, *stamp.get("extras", "").split(",")} - {""})
+    is_current = stamp.get("inputs") == expected and stamp.get("detectron2") == source
+    if is_current and stamp.get("extras") == ",".join(extras):
         env.echo(f"set-up: .venv is up to date ({stamp.get('versions', '')})")
         return
     env.write_stamp(state="started")
@@ -279,12 +285,12 @@ def set_up(env: Environment, choice: str, recreate_for: str | None = None) -> No
     env.pip("updating pip", "install", "--upgrade", *constraints, *base)
     step = "installing torch, transformers and the rest (3 GB on Linux, some minutes)"
     build = ("--build-constraint", "constraints.txt")
-    env.pip(step, "install", *constraints, *build, "--editable", ".[dev,eval]")
+    env.pip(step, "install", *constraints, *build, "--editable", f".[{','.join(extras)}]")
     source = install_detectron2(env, choice)
     install_wheel(env, "installing panopticapi", PANOPTICAPI_WHEEL)
     check = [str(env.python), "-I", "-W", "ignore", "-c", VERSIONS]
     versions = env.run("checking that everything imports", check).strip().splitlines()[-1]
-    env.write_stamp(inputs=expected, detectron2=source, versions=versions)
+    env.write_stamp(inputs=expected, detectron2=source, versions=versions, extras=",".join(extras))
     env.echo(f"set-up: ready ({versions})")
 
 
@@ -297,6 +303,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--detectron2", choices=("", "wheel", "git"), default="", help="empty: keep what is there"
     )
+    parser.add_argument(
+        "--extras", default="", help="more extras of setup.py, such as app,bulk,docs"
+    )
     args = parser.parse_args(arguments)
     try:
         check_interpreter(sys.version_info, sys.executable)
@@ -304,7 +313,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with Path(__file__).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             asked = "{}.{}".format(*sys.version_info) if args.this_python else None
-            set_up(Environment(ROOT), args.detectron2, asked)
+            set_up(Environment(ROOT), args.detectron2, asked, args.extras.split(","))
     except SetupError as error:
         print(f"set-up: {error}", file=sys.stderr)
         return 1

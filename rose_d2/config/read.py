@@ -20,6 +20,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from rose_d2.config.defaults import add_rose_config
+from rose_d2.config.released import find_config, released_weights
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +28,6 @@ LMM_FOLDER = "lmm"
 SAM_FILE = "sam.pth"
 # What yacs and detectron2 raise for a wrong key or value.
 _MISTAKES = (AssertionError, KeyError, ValueError)
-# Config that trains from scratch, so names no weights -> the released ones.
-RELEASED_WEIGHTS = {
-    "rose_tiny.yaml": Path(__file__).resolve().parents[2] / "checkpoints" / "rose_tiny",
-}
 
 
 def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -39,7 +36,8 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     If MODEL.WEIGHTS is an exported folder, the pretrained bases are taken from it as well.
 
     Args:
-        config_file: a YAML file; nothing in it is executed.
+        config_file: a YAML file, or the name of a released one (`released.find_config`); nothing
+            in it is executed.
         opts: KEY VALUE pairs, one after the other.
 
     Returns:
@@ -48,6 +46,7 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     Raises:
         ValueError: the file is missing, a key is unknown or a value has another type.
     """
+    config_file = find_config(config_file)
     cfg = get_cfg()
     add_rose_config(cfg)
     # What yacs and detectron2 raise does not say where the key stands.
@@ -89,8 +88,9 @@ def read_released_config(
         ValueError: see `read_config`.
     """
     cfg = read_config(config_file, opts)
-    if "MODEL.WEIGHTS" not in opts and Path(config_file).name in RELEASED_WEIGHTS:
-        cfg.MODEL.WEIGHTS = str(RELEASED_WEIGHTS[Path(config_file).name])
+    weights = released_weights(config_file)
+    if "MODEL.WEIGHTS" not in opts and weights is not None:
+        cfg.MODEL.WEIGHTS = weights
     if min_score is not None:
         cfg.TEST.SCORE_THRESH = cfg.TEST.PANOPTIC.SCORE_THRESH = min_score
     cfg.freeze()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import resource
 import sys
 import time
 from collections import defaultdict
@@ -211,6 +210,12 @@ class ThroughputHook(HookBase):
 
 def _peak_host_bytes() -> int:
     """The most memory this process has held, without its data workers."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -91,8 +91,8 @@ class RoseCOCOEvaluator(COCOEvaluator):
         Args:
             inputs: with "image_id".
             outputs: with "instances" at original size; their `name_scores`, where there are any,
-                are mean log-probabilities; `mapped_classes` and `mapping_rules`, where there are
-                any, are those of the most generous level.
+                are probabilities; `mapped_classes` and `mapping_rules`, where there are any, are
+                those of the most generous level.
         """
         for sample, output in zip(inputs, outputs, strict=True):
             rows = self._rows(sample["image_id"], output["instances"])
@@ -105,7 +105,7 @@ class RoseCOCOEvaluator(COCOEvaluator):
         instances = instances[(classes >= 0) | (instances.pred_classes >= 0)]
         scores = instances.scores
         if self._rank_by_name and instances.has("name_scores"):
-            scores = scores * instances.name_scores.exp()
+            scores = scores * instances.name_scores
         boxes = BoxMode.convert(
             instances.pred_boxes.tensor.cpu().numpy(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
         )

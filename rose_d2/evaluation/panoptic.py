@@ -23,6 +23,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from tabulate import tabulate
 
+from rose_d2.dependencies import require
 from rose_d2.evaluation.semantic import check_similarity
 from rose_d2.structures.mask_codec import colours_to_ids
 
@@ -276,8 +277,7 @@ def count_segments(
     Returns:
         panopticapi's PQStat.
     """
-    from panopticapi.evaluation import PQStat
-
+    stat_class = require("panopticapi.evaluation", "Panoptic quality").PQStat
     tasks = [pairs[i : i + _IMAGES_PER_TASK] for i in range(0, len(pairs), _IMAGES_PER_TASK)]
     count = partial(
         _count_official if credit is None else partial(_count_with_credit, credit=credit),
@@ -285,7 +285,7 @@ def count_segments(
         predicted_folder=predicted_folder,
         categories=categories,
     )
-    total = PQStat()
+    total = stat_class()
     workers = min(os.cpu_count() or 1, len(tasks))
     if workers < 2:
         for task in tasks:

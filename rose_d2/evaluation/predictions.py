@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from rose_d2.structures.mask_codec import decode_mask, encode_masks
 DESCRIPTION_NAME = "predictions.json"
 # Outputs that a level of the vocabulary may repeat.
 _HEADLINE_KEYS = ("sem_seg_labels", "panoptic_seg")
+# Field -> its name on disk, where version 0.1.0 kept log-probabilities under the field's own.
+_RENAMED = {"name_scores": "name_probabilities", "name_score": "name_probability"}
 
 
 class _Place(NamedTuple):
@@ -324,7 +327,9 @@ def _encode(value: Any, name: str) -> Any:
     if isinstance(value, Tensor):
         return _encode_tensor(value.detach().cpu())
     if isinstance(value, Instances):
-        fields = {key: _encode(field, key) for key, field in value.get_fields().items()}
+        fields = {
+            _RENAMED.get(key, key): _encode(field, key) for key, field in value.get_fields().items()
+        }
         return {"image_size": list(value.image_size), "fields": fields}
     if isinstance(value, Boxes):
         return {"boxes": _encode(value.tensor, name)}
@@ -335,7 +340,8 @@ def _encode(value: Any, name: str) -> Any:
     if isinstance(value, list | tuple):
         return [_encode(item, name) for item in value]
     if isinstance(value, Mapping):
-        return {"entries": {key: _encode(item, key) for key, item in value.items()}}
+        entries = {_RENAMED.get(key, key): _encode(item, key) for key, item in value.items()}
+        return {"entries": entries}
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, str | int | float):
@@ -355,7 +361,7 @@ def _decode(value: Any) -> Any:
     if "shape" in value:
         return _decode_tensor(value)
     if "fields" in value:
-        fields = {key: _decode(field) for key, field in value["fields"].items()}
+        fields = _with_probabilities({k: _decode(field) for k, field in value["fields"].items()})
         return Instances(tuple(value["image_size"]), **fields)
     if "boxes" in value:
         return Boxes(_decode(value["boxes"]))
@@ -363,7 +369,19 @@ def _decode(value: Any) -> Any:
         return CategoryNames(value["names"])
     if "map" in value:
         return _decode(value["map"]), _decode(value["segments"])
-    return {key: _decode(item) for key, item in value["entries"].items()}
+    return _with_probabilities({key: _decode(item) for key, item in value["entries"].items()})
+
+
+def _with_probabilities(fields: dict[str, Any]) -> dict[str, Any]:
+    """Give name scores their name in the model's outputs, and version 0.1.0's their unit."""
+    for name, stored in _RENAMED.items():
+        if name in fields:  # a log-probability
+            logarithm = fields[name]
+            is_tensor = isinstance(logarithm, Tensor)
+            fields[name] = logarithm.exp() if is_tensor else math.exp(logarithm)
+        if stored in fields:
+            fields[name] = fields.pop(stored)
+    return fields
 
 
 def _encode_tensor(tensor: Tensor) -> dict[str, Any]:

@@ -170,7 +170,7 @@ class Inference:
         trie = self._trie(allowed) if allowed else None
         decoded = self.category_decoder.generate(candidates.category_embeddings, trie)
         candidates.pred_category_names = decoded.names
-        candidates.name_scores = decoded.scores
+        candidates.name_scores = decoded.scores.exp()
         if OTHER_NAME not in allowed or OTHER_NAME in item["candidates"]:
             return candidates
         chosen = torch.tensor([name != OTHER_NAME for name in decoded.names], dtype=torch.bool)

@@ -1,9 +1,9 @@
 """From the candidates of one image to the outputs of its task.
 
 Candidates are Instances of the original size (H, W) with `scores` (K,), objectness in 0..1;
-`mask_logits` (K, H, W); `pred_category_names` and `name_scores`; `pred_classes` (K,), -1 where
-there is no class; `pred_roles` and `pred_patches` (K,). With a vocabulary also `mapped_classes` and
-`mapping_rules`, see `classes_at`.
+`mask_logits` (K, H, W); `pred_category_names` and their probabilities `name_scores`;
+`pred_classes` (K,), -1 where there is no class; `pred_roles` and `pred_patches` (K,). With a
+vocabulary also `mapped_classes` and `mapping_rules`, see `classes_at`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """Questions about an image as model inputs, and model outputs as plain lists of named segments."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -116,8 +115,8 @@ def _instance_segments(instances: Instances) -> list[Segment]:
         strict=True,
     )
     return [
-        Segment(mask, name, score, math.exp(log_probability), role != STUFF_ROLE)
-        for mask, name, score, log_probability, role in fields
+        Segment(mask, name, score, name_score, role != STUFF_ROLE)
+        for mask, name, score, name_score, role in fields
         if mask.any()
     ]
 
@@ -129,10 +128,8 @@ def _panoptic_segments(output: dict[str, Any]) -> list[Segment]:
     for info in segments_info:
         mask = ids == info["id"]
         if mask.any():
-            name_score = math.exp(info["name_score"])
-            segments.append(
-                Segment(mask, info["category_name"], info["score"], name_score, info["isthing"])
-            )
+            scores = info["score"], info["name_score"]
+            segments.append(Segment(mask, info["category_name"], *scores, info["isthing"]))
     return segments
 
 

@@ -7,7 +7,6 @@ that has changed to what has arrived, and its own retries begin from the start.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -102,12 +101,14 @@ def sole_owner(path: Path) -> Iterator[None]:
     lock = path.with_name(path.name + ".lock")
     with lock.open("w") as file:
         try:
+            import fcntl
+
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DownloadError(
                 f"Another process is at work on {path}; wait for it, then give the command again."
             ) from error
-        except OSError:
+        except (OSError, ImportError):  # Windows has no fcntl
             logger.info("%s: the disk has no locks; run one download at a time", path.parent)
         try:
             yield

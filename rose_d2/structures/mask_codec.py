@@ -8,6 +8,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from rose_d2.dependencies import require
+
 
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     """Encode all masks of an image at once.
@@ -82,16 +84,13 @@ def _compress(rle: dict, height: int, width: int) -> dict:
 
 def ids_to_colours(segment_ids: np.ndarray) -> np.ndarray:
     """Spell segment ids, int (H, W), as the colours of a COCO panoptic PNG, uint8 (H, W, 3)."""
-    from panopticapi.utils import id2rgb  # only what reads or writes such PNGs needs the package
-
-    return id2rgb(segment_ids)
+    # Only what reads or writes such PNGs needs the package.
+    return require("panopticapi.utils", "A panoptic PNG").id2rgb(segment_ids)
 
 
 def colours_to_ids(colours: np.ndarray) -> np.ndarray:
     """Read segment ids, int (H, W), from the colours of a COCO panoptic PNG, (H, W, 3 or 4)."""
-    from panopticapi.utils import rgb2id
-
-    return rgb2id(colours)
+    return require("panopticapi.utils", "A panoptic PNG").rgb2id(colours)
 
 
 def _as_text(code: dict[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class FakePredictor:
             scores=scores,
             pred_classes=torch.full((3,), -1),
             pred_category_names=CategoryNames(names),
-            name_scores=torch.tensor([-0.1, -0.2, -0.3]),
+            name_scores=torch.tensor([0.9, 0.8, 0.7]),
             pred_roles=torch.tensor([ROLES.index("small"), STUFF_ROLE, STUFF_ROLE]),
             pred_patches=torch.arange(3),
         )
@@ -53,7 +53,7 @@ class FakePredictor:
                 "isthing": i == 0,
                 "category_name": names[i],
                 "score": float(scores[i]),
-                "name_score": 0.0,
+                "name_score": 1.0,
             }
             for i in range(2)
         ]

@@ -88,9 +88,9 @@ def test_a_better_scored_false_positive_costs_half_a_class(run, scenes, things, 
 
 def test_a_doubtful_name_ranks_behind_a_certain_one(run, scenes, things, instances_from):
     grass = instances_from(scenes.ids[2], [(scenes.ids[2] == 20, "dog", 0, 0.99)])
-    grass.name_scores = torch.tensor([-2.0])
+    grass.name_scores = torch.tensor([0.1])
     for output in things.values():
-        output["instances"].name_scores = torch.zeros(len(output["instances"]))
+        output["instances"].name_scores = torch.ones(len(output["instances"]))
     put_first(grass, things[2])
     before = things[2]["instances"].scores.clone()
     assert run(things)["segm"]["AP-dog"] == pytest.approx(100)

@@ -1,5 +1,4 @@
 import json
-import math
 
 import pytest
 import torch
@@ -30,14 +29,17 @@ def make_output(seed=0, size=(13, 17), count=3):
         mapped_classes=torch.randint(-1, 5, (count,), generator=generator),
         mapping_rules=torch.randint(0, 9, (count,), generator=generator),
         pred_category_names=CategoryNames(["dog", 'a "quoted" \\ name', "café\n"][:count]),
-        name_scores=torch.tensor([-math.inf, -1e-30, -0.1])[:count],
+        name_scores=torch.tensor([0.0, 1e-30, 0.9])[:count],
         pred_roles=torch.arange(count),
         pred_patches=torch.arange(count) * 7,
     )
     return {
         "instances": instances,
         "sem_seg": torch.rand(6, *size, generator=generator),
-        "panoptic_seg": (labels.int(), [{"id": 1, "isthing": True, "score": 0.1 + 0.2}]),
+        "panoptic_seg": (
+            labels.int(),
+            [{"id": 1, "isthing": True, "score": 0.1 + 0.2, "name_score": 0.7}],
+        ),
         "ref_seg": labels > 2,
         "ref_patch": 5,
         "ref_score": 1 / 3,

@@ -27,7 +27,7 @@ def make_candidates():
             scores=torch.tensor([row[0] for row in rows]),
             mask_logits=logits,
             pred_category_names=CategoryNames([row[1] for row in rows]),
-            name_scores=torch.zeros(len(rows)),
+            name_scores=torch.ones(len(rows)),
             pred_classes=classes,
             pred_roles=torch.tensor([row[3] for row in rows], dtype=torch.long),
             pred_patches=torch.arange(10, 10 + len(rows)),

@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -20,24 +18,24 @@ def rows(*chosen, height=4, width=3):
 
 
 def instances(*entries):
-    """Entries of (mask, name, score, name log-probability, role)."""
-    masks, names, scores, log_probabilities, roles = zip(*entries, strict=True)
+    """Entries of (mask, name, score, name score, role)."""
+    masks, names, scores, name_scores, roles = zip(*entries, strict=True)
     return Instances(
         (4, 3),
         pred_masks=torch.from_numpy(np.stack(masks)),
         pred_category_names=CategoryNames(names),
         scores=torch.tensor(scores),
-        name_scores=torch.tensor(log_probabilities),
+        name_scores=torch.tensor(name_scores),
         pred_roles=torch.tensor(roles),
     )
 
 
 def test_instances_keep_names_scores_and_kind():
     found = instances(
-        (rows(0), "dog", 0.75, 0.0, SMALL_ROLE),
-        (rows(1, 2), "grass", 0.5, math.log(0.25), STUFF_ROLE),
-        (rows(), "nothing", 0.5, 0.0, SMALL_ROLE),
-        (rows(3), "cat", 0.25, 0.0, SMALL_ROLE),
+        (rows(0), "dog", 0.75, 1.0, SMALL_ROLE),
+        (rows(1, 2), "grass", 0.5, 0.25, STUFF_ROLE),
+        (rows(), "nothing", 0.5, 1.0, SMALL_ROLE),
+        (rows(3), "cat", 0.25, 1.0, SMALL_ROLE),
     )
     segments = segments_from_output({"instances": found}, "instance", min_score=0.3)
     assert [s.category_name for s in segments] == ["dog", "grass"]
@@ -51,25 +49,25 @@ def test_panoptic_segments_come_from_the_map_and_its_infos():
     ids = torch.zeros(4, 3, dtype=torch.int32)
     ids[0], ids[2] = 1, 2
 
-    def info(number, name, score, is_thing, log_probability):
+    def info(number, name, score, is_thing, name_score):
         return {
             "id": number,
             "category_id": -1,
             "isthing": is_thing,
             "category_name": name,
             "score": score,
-            "name_score": log_probability,
+            "name_score": name_score,
         }
 
     infos = [
-        info(1, "dog", 0.9, True, math.log(0.5)),
-        info(2, "sky", 0.6, False, 0.0),
-        info(3, "hidden", 0.5, True, 0.0),
+        info(1, "dog", 0.9, True, 0.5),
+        info(2, "sky", 0.6, False, 1.0),
+        info(3, "hidden", 0.5, True, 1.0),
     ]
     segments = segments_from_output({"panoptic_seg": (ids, infos)}, "panoptic")
     assert [s.category_name for s in segments] == ["dog", "sky"]
     assert (segments[0].mask == rows(0)).all()
-    assert [s.name_score for s in segments] == [pytest.approx(0.5), 1.0]
+    assert [s.name_score for s in segments] == [0.5, 1.0]
     assert [s.is_thing for s in segments] == [True, False]
 
 

@@ -39,7 +39,7 @@ def make_instances(*rows):
         scores=torch.tensor([score for *_, score in rows]),
         pred_classes=torch.tensor([class_id for _, class_id, _ in rows]),
         pred_category_names=CategoryNames([CLASSES[class_id] for _, class_id, _ in rows]),
-        name_scores=torch.zeros(len(rows)),
+        name_scores=torch.ones(len(rows)),
     )
 
 

@@ -27,7 +27,7 @@ def answer(mask, class_id=0, name="dog", score=0.5):
         scores=torch.tensor([score]),
         pred_classes=torch.tensor([class_id]),
         pred_category_names=CategoryNames([name]),
-        name_scores=torch.tensor([-0.1]),
+        name_scores=torch.tensor([0.1]),
     )
     return {"ref_seg": mask, "ref_score": score, "ref_patch": 7, "instances": instances}
 
@@ -127,7 +127,7 @@ def predictions():
         scores=torch.tensor([0.9, 0.8, 0.7]),
         pred_classes=torch.tensor([2, 1, 0]),
         pred_category_names=CategoryNames(["sky", "cat", "dog"]),
-        name_scores=torch.tensor([-0.5, -0.6, -0.7]),
+        name_scores=torch.tensor([0.5, 0.6, 0.7]),
         mapping_rules=torch.tensor([0, 0, 0]),
     )
 
@@ -146,7 +146,7 @@ def test_mask_and_name_of_an_instance_are_replaced_and_its_score_kept():
     assert merged.pred_classes.tolist() == [2, 1, 1]
     assert list(merged.pred_category_names) == ["sky", "cat", "cat"]
     assert torch.equal(merged.scores, before.scores)
-    assert torch.allclose(merged.name_scores, torch.tensor([-0.1, -0.6, -0.1]))
+    assert torch.allclose(merged.name_scores, torch.tensor([0.1, 0.6, 0.1]))
     assert list(before.pred_category_names) == ["sky", "cat", "dog"]
     assert before.pred_classes.tolist() == [2, 1, 0]
 

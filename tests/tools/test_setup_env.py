@@ -177,7 +177,7 @@ def test_steps_in_order_and_nothing_the_second_time(repository):
     setup_env.set_up(environment, choice="")
     pip, ordinary, detectron2, panopticapi = environment.commands
     assert pip.endswith("install --upgrade --constraint constraints.txt pip setuptools wheel")
-    assert ordinary.endswith("--editable .[dev,eval]")
+    assert ordinary.endswith("--editable .[dev,eval,train]")
     assert "--constraint constraints.txt" in ordinary
     assert "--no-deps --only-binary=:all:" in detectron2
     assert "--target /site-packages --python-version 3.10" in detectron2
@@ -188,6 +188,19 @@ def test_steps_in_order_and_nothing_the_second_time(repository):
     setup_env.set_up(environment, choice="wheel")
     assert environment.commands == []
     assert "up to date (Python and packages)" in environment.lines[-1]
+
+
+def test_extras_are_added_once_and_kept(repository):
+    environment = RecordingEnvironment(repository)
+    setup_env.set_up(environment, choice="")
+    environment.commands.clear()
+    environment.detectron2 = "wheel"
+    setup_env.set_up(environment, choice="", extras=["app", "bulk"])
+    assert environment.commands[1].endswith("--editable .[app,bulk,dev,eval,train]")
+    environment.commands.clear()
+    setup_env.set_up(environment, choice="", extras=["bulk"])
+    setup_env.set_up(environment, choice="")
+    assert environment.commands == []
 
 
 @pytest.mark.parametrize("step", ["updating pip", "installing torch", "detectron2", "panopticapi"])
@@ -286,7 +299,7 @@ esac
 @pytest.mark.parametrize(
     ("pythons", "asked", "expected"),
     [
-        ({"python3": "3.11.2"}, "", "RAN python3 tools/setup_env.py --detectron2="),
+        ({"python3": "3.11.2"}, "", "RAN python3 tools/setup_env.py --detectron2= --extras="),
         ({"python3": "3.14.0", "python3.12": "3.12.1"}, "", "RAN python3.12 "),
         ({"python3": "3.11.2 -", "python3.10": "3.10.1"}, "", "RAN python3.10 "),
         ({"python3": "3.11.2", "python3.12": "3.12.1"}, "python3.12", "setup_env.py --this-python"),

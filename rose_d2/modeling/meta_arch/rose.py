@@ -127,8 +127,9 @@ class ROSE(nn.Module):
 
             * "instances": Instances with pred_masks (N, H, W), pred_boxes, scores, pred_classes
               (at the level TEST.VOCABULARY.LEVEL; -1: no class), pred_category_names,
-              name_scores, pred_roles, pred_patches; for dense tasks with a vocabulary also
-              mapped_classes (by any rule) and mapping_rules (indices into MAPPING_RULES);
+              name_scores (probabilities, the geometric mean over a name's tokens), pred_roles,
+              pred_patches; for dense tasks with a vocabulary also mapped_classes (by any rule)
+              and mapping_rules (indices into MAPPING_RULES);
             * "sem_seg": (C + 1, H, W) scores (semantic task, with a vocabulary);
             * "panoptic_seg": (id map (H, W), segments_info) (panoptic task);
             * "levels": what counts at each level of name mapping (both tasks, with a
