@@ -9,6 +9,9 @@ keeping every answer, so that a stopped evaluation continues and can be scored a
         MODEL.WEIGHTS weights/
     python tools/score.py output/rose_tiny/predictions
 
+before it costs anything, whether all that the run needs is there:
+    python train_net.py --config-file configs/rose_7b.yaml --num-gpus 8 --check
+
 on your own data, with nothing to register:
     python train_net.py --config-file configs/rose_tiny.yaml --custom-coco images/ train.json
     python train_net.py --config-file configs/rose_tiny.yaml --custom-coco images/ val.json \
@@ -26,7 +29,8 @@ from detectron2.engine import default_argument_parser
 
 import rose_d2  # noqa: F401  (registers the model and the datasets)
 from rose_d2.data.datasets.custom import add_custom_data_arguments
-from rose_d2.engine.launch import run_job
+from rose_d2.engine.launch import run_alone, run_job
+from rose_d2.engine.preflight import check_job
 from rose_d2.engine.trainer import RoseTrainer, evaluate_weights, setup
 
 
@@ -46,6 +50,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     # DeepSpeed's launcher adds it; the environment says the same.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="only look whether all that the run needs is there: packages, weights, tokenizers, "
+        "datasets, GPUs, disk and memory; the exit status is 0 if so, else 1",
+    )
     add_custom_data_arguments(parser)
     # A free port, so that two runs on one machine do not meet; detectron2's own default is fixed.
     parser.set_defaults(dist_url="auto")
@@ -77,4 +87,8 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
-    run_job(main, parse_args(sys.argv[1:]))
+    arguments = parse_args(sys.argv[1:])
+    if arguments.check:
+        run_alone(check_job, arguments)
+    else:
+        run_job(main, arguments, check_job)

@@ -155,7 +155,7 @@ def test_evaluation_of_missing_weights_is_one_sentence(environment, tmp_path):
     process = start(environment, tmp_path, "--eval-only", ("MODEL.WEIGHTS", "nowhere"))
     status, output = finish(process, tmp_path)
     assert status == 1
-    assert "train_net.py: No weights at nowhere: set MODEL.WEIGHTS" in output
+    assert "train_net.py: the job cannot start. weights: No weights at nowhere: set" in output
     assert "Traceback" not in output
 
 

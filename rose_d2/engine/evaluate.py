@@ -18,7 +18,7 @@ from rose_d2.config.fingerprint import prediction_fingerprint
 from rose_d2.config.read import read_config
 from rose_d2.data.build import build_rose_test_loader, load_test_dicts, sample_key
 from rose_d2.data.datasets.custom import register_custom
-from rose_d2.data.datasets.registration import registered_entries
+from rose_d2.data.datasets.registration import check_files, registered_entries
 from rose_d2.evaluation.build import build_evaluator, check_evaluator_type
 from rose_d2.evaluation.loop import BatchLoader, inference_on_dataset
 from rose_d2.evaluation.predictions import PredictionStore
@@ -60,8 +60,7 @@ def check_test_datasets(names: Sequence[str]) -> None:
                 f"DATASETS.TEST (or --dataset) names {name!r}, which is not registered; {advice}."
             )
         check_evaluator_type(name)
-        if name in entries and entries[name].missing_files():
-            entries[name].load_dicts()  # raises
+        check_files(name)
 
 
 def evaluate_dataset(

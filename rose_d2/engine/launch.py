@@ -52,7 +52,11 @@ _TIMEOUT = timedelta(seconds=30)
 _PACKAGE = Path(__file__).parents[1]
 
 
-def run_job(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:
+def run_job(
+    main: Callable[[argparse.Namespace], Any],
+    args: argparse.Namespace,
+    check: Callable[[argparse.Namespace], None] | None = None,
+) -> None:
     """Run `main(args)` in all processes of this machine, as detectron2's `launch` does.
 
     Started by torchrun or DeepSpeed's launcher, which run one such process per GPU, it runs
@@ -61,6 +65,8 @@ def run_job(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace)
     Args:
         main: a function of a module.
         args: from detectron2's `default_argument_parser`; passed on to `main`.
+        check: called with `args` first, by one process on each machine, or, under a launcher, by
+            process 0 while the others wait; raises what ends the job.
 
     Raises:
         SystemExit: the job failed or was preempted; the exit status is not 0 and stderr says why.
@@ -75,9 +81,22 @@ def run_job(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace)
             )
         if place.world_size > 1:
             join_process_group(place)
-            run_process(main, args)
+            run_process(_check_and_run, main, args, check)
             return
+    if check is not None:
+        run_alone(check, args)
     _launch(main, args)
+
+
+def _check_and_run(
+    main: Callable[[argparse.Namespace], Any],
+    args: argparse.Namespace,
+    check: Callable[[argparse.Namespace], None] | None,
+) -> None:
+    if check is not None and comm.is_main_process():
+        check(args)
+    comm.synchronize()
+    main(args)
 
 
 def _launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace) -> None:

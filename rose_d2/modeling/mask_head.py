@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -271,21 +273,37 @@ def build_sam(cfg: CfgNode) -> Sam:
         FileNotFoundError: if the checkpoint does not exist.
     """
     head = cfg.MODEL.MASK_HEAD
+    sam = _random_sam(head)
+    if head.SAM_CHECKPOINT:
+        _load(sam, Path(head.SAM_CHECKPOINT).expanduser())
+    return sam
+
+
+def check_sam_checkpoint(cfg: CfgNode) -> None:
+    """Refuse what `build_sam` would, without memory for the weights.
+
+    Raises:
+        ValueError: see `build_sam`.
+        FileNotFoundError: see there.
+    """
+    with torch.device("meta"), warnings.catch_warnings():
+        sam = _random_sam(cfg.MODEL.MASK_HEAD)
+        warnings.simplefilter("ignore", UserWarning)  # nothing is copied: that is the point
+        _load(sam, Path(cfg.MODEL.MASK_HEAD.SAM_CHECKPOINT).expanduser())
+
+
+def _random_sam(head: CfgNode) -> Sam:
     if head.SAM_ARCH == "tiny":
-        sam = build_sam_tiny(head.IMAGE_SIZE)
-    elif head.SAM_ARCH in OFFICIAL:
+        return build_sam_tiny(head.IMAGE_SIZE)
+    if head.SAM_ARCH in OFFICIAL:
         if head.IMAGE_SIZE != OFFICIAL_IMAGE_SIZE:
             raise ValueError(
                 f"MODEL.MASK_HEAD.IMAGE_SIZE is {head.IMAGE_SIZE}; SAM {head.SAM_ARCH} takes "
                 f"{OFFICIAL_IMAGE_SIZE}."
             )
-        sam = sam_model_registry[head.SAM_ARCH]()
-    else:
-        known = ", ".join((*OFFICIAL, "tiny"))
-        raise ValueError(f"MODEL.MASK_HEAD.SAM_ARCH is {head.SAM_ARCH!r}; allowed are {known}.")
-    if head.SAM_CHECKPOINT:
-        _load(sam, Path(head.SAM_CHECKPOINT).expanduser())
-    return sam
+        return sam_model_registry[head.SAM_ARCH]()
+    known = ", ".join((*OFFICIAL, "tiny"))
+    raise ValueError(f"MODEL.MASK_HEAD.SAM_ARCH is {head.SAM_ARCH!r}; allowed are {known}.")
 
 
 def build_sam_tiny(image_size: int) -> Sam:
@@ -344,7 +362,9 @@ def _load(sam: Sam, path: Path) -> None:
             f"MODEL.MASK_HEAD.SAM_CHECKPOINT {path} does not exist; download SAM's weights, or "
             'set it to "" to start from random ones.'
         )
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    # Mapped into memory, tensors that are not needed whole are not read whole.
+    is_mapped = zipfile.is_zipfile(path)
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
     try:
         sam.load_state_dict(state)
     except RuntimeError as error:

@@ -188,6 +188,7 @@ def write_siglip(folder: Path, *, names_tokenizer: bool = True) -> None:
     (folder / "spiece.vocab").unlink()
     sizes = {"hidden_size": TEXT_DIM, "intermediate_size": 32, "num_hidden_layers": 2}
     text = {**sizes, "num_attention_heads": 2, "vocab_size": 300, "projection_size": TEXT_DIM}
+    text |= {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 1}
     vision = {**sizes, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
     SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
     if names_tokenizer:

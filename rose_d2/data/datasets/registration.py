@@ -98,6 +98,20 @@ def registered_entries() -> dict[str, DatasetEntry]:
     return dict(_ENTRIES)
 
 
+def check_files(name: str) -> None:
+    """Refuse a dataset whose files are not all there; one that others registered is not known.
+
+    Args:
+        name: of a dataset.
+
+    Raises:
+        FileNotFoundError: a file is missing; the message says how to get it.
+    """
+    entry = _ENTRIES.get(name)
+    if entry is not None and entry.missing_files():
+        entry.load_dicts()  # raises
+
+
 def _is_present(path: Path) -> bool:
     return next(path.iterdir(), None) is not None if path.is_dir() else path.exists()
 
