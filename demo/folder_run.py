@@ -189,7 +189,7 @@ class FolderRun:
             picture = visualizer.draw_segments(
                 [segment.mask for segment in segments],
                 [segment.category_name for segment in segments],
-                [segment.score for segment in segments],
+                [segment.name_score for segment in segments],
                 is_thing=[segment.is_thing for segment in segments],
             )
         return picture.get_image()

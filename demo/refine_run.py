@@ -364,7 +364,7 @@ def _drawn(image: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
     picture = RoseVisualizer(image, scale=_PANEL / max(image.shape[:2])).draw_segments(
         [segment.mask for segment in segments],
         [segment.category_name or "(no name)" for segment in segments],
-        [segment.score for segment in segments],
+        [segment.name_score for segment in segments],
         is_thing=[segment.is_thing for segment in segments],
     )
     return picture.get_image()

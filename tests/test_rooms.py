@@ -23,8 +23,8 @@ USES = {
     "checkpoint": "files config modeling",
     "model_zoo": "config modeling checkpoint",
     "visualization": "structures layers",
-    "predictor": "files structures layers prompts vocabulary config data modeling refinement "
-    "checkpoint visualization",
+    "predictor": "files dependencies structures layers prompts vocabulary config data modeling "
+    "refinement checkpoint visualization",
     "reports": "files structures layers prompts vocabulary config data evaluation refinement "
     "visualization",
     "engine": "files structures layers prompts vocabulary config data modeling evaluation "

@@ -177,10 +177,22 @@ class RoseCheckpointer(Checkpointer):
             ) from error
 
     def find_weights(self, path: str) -> str:
-        """Return the local safetensors file a `MODEL.WEIGHTS` value stands for."""
+        """Return the local safetensors file a `MODEL.WEIGHTS` value stands for.
+
+        Args:
+            path: the file, the folder it is in, or the OUTPUT_DIR of a training, whose newest
+                checkpoint is meant.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
         if "://" in path:
             path = self.path_manager.get_local_path(path)
         path = os.path.expanduser(path)
+        last = os.path.join(path, "last_checkpoint")
+        if os.path.isfile(last) and not os.path.isfile(os.path.join(path, WEIGHTS_NAME)):
+            with open(last, encoding="utf-8") as named:
+                path = os.path.join(path, named.read().strip())
         file = os.path.join(path, WEIGHTS_NAME) if os.path.isdir(path) else path
         if not os.path.isfile(file):
             raise FileNotFoundError(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 _PACKAGED = Path(__file__).resolve().parents[1] / "model_zoo"
 _CHECKOUT = Path(__file__).resolve().parents[2]
-# Config -> the folder of its released weights, of the same name.
-_WITH_WEIGHTS = ("rose_tiny.yaml",)
+# Short name -> config; its weights are in the folder of the config's name.
+RELEASED_MODELS = {"tiny": "rose_tiny.yaml"}
 
 
 def _root() -> Path:
@@ -52,4 +52,6 @@ def released_weights(config_file: str) -> str | None:
         config_file: a path or name; only its last part counts.
     """
     name = Path(config_file).name
-    return str(_root() / "checkpoints" / Path(name).stem) if name in _WITH_WEIGHTS else None
+    return (
+        str(_root() / "checkpoints" / Path(name).stem) if name in RELEASED_MODELS.values() else None
+    )

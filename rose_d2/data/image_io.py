@@ -53,6 +53,15 @@ def read_image(path: str) -> np.ndarray:
         ) from error
 
 
+def picture_array(picture: Image.Image) -> np.ndarray:
+    """Bring a picture in memory to 8-bit RGB, as `read_image` does with a file.
+
+    Returns:
+        uint8 (H, W, 3), RGB.
+    """
+    return _to_rgb(ImageOps.exif_transpose(picture))
+
+
 def model_views(image: np.ndarray, lmm_size: int, sam_size: int) -> tuple[Tensor, Tensor]:
     """The two inputs the model makes of one image.
 

@@ -123,9 +123,15 @@ class PredictionsFile:
         started = time.monotonic()
         if not always and started - self._saved_at < self._save_seconds / _WRITING_SHARE:
             return
+        write_text(self.path, json.dumps(self.content(), ensure_ascii=False) + "\n")
+        self._saved_at = time.monotonic()
+        self._save_seconds = self._saved_at - started
+
+    def content(self) -> dict[str, Any]:
+        """Return what `save` writes: COCO's "info", "images", "annotations", "categories"."""
         annotations = [a for entries in self._annotations.values() for a in entries]
         used = {annotation["category_name"] for annotation in annotations}
-        content = {
+        return {
             "info": self.info,
             "images": self.images(),
             "annotations": annotations,
@@ -135,9 +141,6 @@ class PredictionsFile:
                 if name in used
             ],
         }
-        write_text(self.path, json.dumps(content, ensure_ascii=False) + "\n")
-        self._saved_at = time.monotonic()
-        self._save_seconds = self._saved_at - started
 
     def _annotation(self, image_id: int, number: int, segment: Segment) -> dict[str, Any]:
         rle = encode_mask(segment.mask)

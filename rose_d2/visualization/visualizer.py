@@ -56,17 +56,18 @@ class RoseVisualizer(Visualizer):
         super().__init__(drawn, metadata, scale=1.0)
 
     def draw_instance_predictions(self, predictions: Instances, jittering: bool = True) -> VisImage:
-        """Draw instances with their generated names and scores.
+        """Draw instances with their generated names and how sure the model is of the names.
 
         Args:
-            predictions: with pred_masks, pred_category_names and scores, as ROSE returns them.
+            predictions: with pred_masks, pred_category_names and name_scores, as ROSE returns
+                them.
             jittering: unused; colours follow the names.
 
         Returns:
             The picture.
         """
         masks = [mask.cpu().numpy() for mask in predictions.pred_masks]
-        scores = predictions.scores.tolist()
+        scores = predictions.name_scores.tolist()
         return self.draw_segments(masks, list(predictions.pred_category_names), scores)
 
     def draw_panoptic_seg(
@@ -80,7 +81,7 @@ class RoseVisualizer(Visualizer):
 
         Args:
             panoptic_seg: int (H, W) map of segment ids.
-            segments_info: ROSE's list of {id, isthing, category_name, score, ...}.
+            segments_info: ROSE's list of {id, isthing, category_name, name_score, ...}.
             area_threshold: segments of fewer pixels are left out.
             alpha: opacity of all segments; None takes the usual ones.
 
@@ -92,7 +93,7 @@ class RoseVisualizer(Visualizer):
         return self.draw_segments(
             [ids == segment["id"] for segment in shown],
             [segment["category_name"] for segment in shown],
-            [segment.get("score") for segment in shown],
+            [segment.get("name_score") for segment in shown],
             is_thing=[bool(segment["isthing"]) for segment in shown],
             alpha=alpha,
         )

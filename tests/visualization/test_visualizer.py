@@ -87,7 +87,8 @@ def test_instances_are_drawn_with_their_generated_names():
     instances = Instances(
         (80, 100),
         pred_masks=torch.from_numpy(np.stack([square(), ~square()])),
-        scores=torch.tensor([0.9, 0.4]),
+        scores=torch.tensor([0.6, 0.5]),
+        name_scores=torch.tensor([0.9, 0.4]),
         pred_category_names=CategoryNames(["red car", "road"]),
         pred_classes=torch.tensor([-1, -1]),
     )
@@ -100,8 +101,8 @@ def test_panoptic_segments_are_found_by_id_and_tiny_ones_can_be_left_out():
     ids = torch.zeros(80, 100, dtype=torch.int32)
     ids[20:60, 30:70], ids[0, 0] = 3, 7
     info = [
-        {"id": 3, "isthing": True, "category_id": -1, "category_name": "dog", "score": 0.8},
-        {"id": 7, "isthing": False, "category_id": -1, "category_name": "sky", "score": 0.7},
+        {"id": 3, "isthing": True, "category_id": -1, "category_name": "dog", "name_score": 0.8},
+        {"id": 7, "isthing": False, "category_id": -1, "category_name": "sky", "name_score": 0.7},
     ]
     visualizer = RoseVisualizer(grey(80, 100))
     visualizer.draw_panoptic_seg(ids, info, area_threshold=2)
