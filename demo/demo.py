@@ -1,7 +1,9 @@
 """Segment images with ROSE: every object and region with the name the model gives it."""
 
 import argparse
+import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -13,12 +15,17 @@ from files import find_images
 if TYPE_CHECKING:
     from folder_run import FolderRun
 
+# How the KEY of a KEY VALUE pair begins.
+_CONFIG_KEY = re.compile(r"(MODEL|TEST|INPUT|DATASETS|DATALOADER|SOLVER)\.\w|(SEED|OUTPUT_DIR)$")
 POLICIES = ("all", "lowest-score", "uncertain-boundary")
 REFINE_COUNT = 3
 EXAMPLES = """\
 examples:
   a folder of images, everything in them, names chosen by the model:
-    python demo/demo.py --input photos/ --output output/photos
+    python demo/demo.py photos/ --output output/photos
+
+  one picture of the web:
+    python demo/demo.py https://example.org/photo.jpg
 
   only countable objects, and only those the model is rather sure of:
     python demo/demo.py --input photos/ --task instance --confidence-threshold 0.7
@@ -60,8 +67,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--config-file",
         default="configs/rose_tiny.yaml",
         metavar="FILE",
-        help="default: %(default)s, with the checkpoint that ships beside it",
+        help="a file, or the name of one that comes with rose_d2; default: %(default)s, with the "
+        "checkpoint that ships beside it",
     )
+    parser.add_argument(
+        "--device", help="cpu, cuda or cuda:1, for example; default: a GPU if there is one"
+    )
+    parser.add_argument("--verbose", action="store_true", help="show the log and all warnings")
+    parser.add_argument("--version", action="store_true", help="print the version and stop")
     _add_images(parser)
     parser.add_argument(
         "--output",
@@ -91,14 +104,15 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
     """Add where the images come from."""
-    images = parser.add_mutually_exclusive_group(required=True)
-    images.add_argument(
-        "--input",
-        nargs="+",
+    parser.add_argument(
+        "paths",
+        nargs="*",
         metavar="PATH",
-        help="image files, folders (their images, without sub-folders) or quoted globs "
-        "('photos/**/*.png' searches sub-folders)",
+        help="image files, folders (their images, without sub-folders), quoted globs "
+        "('photos/**/*.png' searches sub-folders) or http(s) addresses",
     )
+    images = parser.add_mutually_exclusive_group()
+    images.add_argument("--input", nargs="+", default=[], metavar="PATH", help="the same")
     images.add_argument(
         "--custom-coco",
         nargs=2,
@@ -164,6 +178,12 @@ def _add_refinement(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"segments an image that a policy chooses; default: {REFINE_COUNT}",
     )
+    refinement.add_argument(
+        "--truth",
+        metavar="MASKS",
+        help="true masks of the images, in the forms of --refine: pictures and changes.csv say how "
+        "well segments agree with them before and after; nothing is chosen or repaired by them",
+    )
 
 
 def check_options(args: argparse.Namespace) -> None:
@@ -172,6 +192,8 @@ def check_options(args: argparse.Namespace) -> None:
     Raises:
         ValueError: a value is out of range, or two options contradict each other.
     """
+    if not args.input:
+        raise ValueError("no images: name files, a folder or an address, as in demo.py photos/")
     _check_refinement(args)
     if args.refer is not None:
         if args.task is not None:
@@ -188,8 +210,6 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError(f"--batch-size {args.batch_size} must be at least 1.")
     if len(args.opts) % 2:
         raise ValueError(f"--opts takes pairs of KEY VALUE, got {' '.join(args.opts)!r}.")
-    if not os.path.isfile(args.config_file):
-        raise ValueError(f"--config-file {args.config_file!r} does not exist.")
     if os.path.exists(args.output) and not os.path.isdir(args.output):
         raise ValueError(f"--output {args.output!r} is a file: give a folder.")
 
@@ -204,6 +224,7 @@ def _check_refinement(args: argparse.Namespace) -> None:
         "--instruction": args.instruction,
         "--refine-policy": args.refine_policy,
         "--refine-count": args.refine_count,
+        "--truth": args.truth,
     }
     stray = [name for name, value in given.items() if value is not None]
     if args.refine is None:
@@ -233,6 +254,8 @@ def use_custom_data(args: argparse.Namespace) -> None:
     custom = args.custom_coco or args.custom_labels
     if custom is None:
         return
+    if args.input:
+        raise ValueError("custom data bring their images: leave other paths out.")
     images, names = custom
     args.input = [images]
     if args.vocabulary is None and args.refer is None and args.refine is None:
@@ -253,12 +276,23 @@ def read_vocabulary(vocabulary: str) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in vocabulary.split(",") if name.strip()))
 
 
+def _device(args: argparse.Namespace) -> list[str]:
+    """The KEY VALUE pair that chooses a device, if none of the config's changes does."""
+    import torch
+
+    if args.device:
+        return ["MODEL.DEVICE", args.device]
+    return (
+        [] if "MODEL.DEVICE" in args.opts or torch.cuda.is_available() else ["MODEL.DEVICE", "cpu"]
+    )
+
+
 def make_run(args: argparse.Namespace, images: list[Path]) -> "FolderRun":
     """Make the run that the options ask for."""
     common = {
         "output": Path(args.output),
         "config_file": args.config_file,
-        "opts": args.opts,
+        "opts": [*args.opts, *_device(args)],
         "overwrite": args.overwrite,
         "overlay": not args.no_overlay,
     }
@@ -271,6 +305,7 @@ def make_run(args: argparse.Namespace, images: list[Path]) -> "FolderRun":
             instruction=args.instruction,
             policy=args.refine_policy,
             count=args.refine_count or REFINE_COUNT,
+            truth=Path(args.truth) if args.truth else None,
             **common,
         )
     from folder_run import FolderRun
@@ -287,18 +322,41 @@ def make_run(args: argparse.Namespace, images: list[Path]) -> "FolderRun":
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; KEY VALUE pairs at the end need no --opts behind a single value."""
+    """Parse the command line: paths may stand anywhere, KEY VALUE pairs of the config last."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
     if any(word.startswith("--") for word in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    args.opts = [*args.opts, *rest]
+    words = [*args.paths, *rest]
+    first_key = next((i for i, word in enumerate(words) if _CONFIG_KEY.match(word)), len(words))
+    args.input = [*args.input, *words[:first_key]]
+    args.opts = [*args.opts, *words[first_key:]]
     return args
+
+
+def be_quiet() -> None:
+    """Keep to what a user can act on: no warnings of libraries, no bars of loading weights."""
+    warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("DS_ACCELERATOR_LOG_LEVEL", "error")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def _version() -> str:
+    """The package's version, read without importing it, which takes seconds."""
+    package = Path(__file__).resolve().parents[1] / "rose_d2" / "__init__.py"
+    return re.search(r'__version__ = "(.+)"', package.read_text(encoding="utf-8"))[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     args = parse_args(argv)
+    if args.version:
+        print(f"rose_d2 {_version()}")
+        return 0
     try:
         use_custom_data(args)
         check_options(args)
@@ -308,7 +366,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.path[:0] = [
             str(folder) for folder in (here, here.parent) if str(folder) not in sys.path
         ]
-        warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
+        be_quiet() if not args.verbose else logging.basicConfig(level=logging.INFO)
         run = make_run(args, images)
     except (ValueError, OSError) as error:
         print(f"demo.py: error: {error}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import mimetypes
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,10 @@ if TYPE_CHECKING:  # slow to import, and mistakes in the command are answered be
     from rose_d2.structures.segments import Segment
 
 _IGNORED_FILES = ("thumbs.db", "desktop.ini")
-_RESULTS = ("overlays", "panoptic", "before_after", "contact_sheet.jpg")
+_RESULTS = (
+    *("overlays", "panoptic", "panoptic_coloured", "before_after"),
+    *("contact_sheet.jpg", "gallery.html"),
+)
 
 
 def find_images(inputs: Sequence[str], output: Path) -> list[Path]:
@@ -26,7 +30,11 @@ def find_images(inputs: Sequence[str], output: Path) -> list[Path]:
     found: dict[Path, Path] = {}
     for entry in inputs:
         path = Path(entry).expanduser()
-        if path.is_dir():
+        if entry.lower().startswith(("http://", "https://")):
+            from rose_d2.predictor.sources import fetch_image
+
+            files = [fetch_image(entry, output / "downloads")]
+        elif path.is_dir():
             files = _images_of_folder(path, output)
         elif path.exists():
             files = [path]
@@ -43,13 +51,24 @@ def find_images(inputs: Sequence[str], output: Path) -> list[Path]:
 
 
 def _images_of_folder(folder: Path, output: Path) -> list[Path]:
-    """All files of a folder, so that a damaged one is noticed, if any looks like an image."""
+    """All files of a folder but those of another kind, if any looks like an image.
+
+    A file without a telling suffix counts, so that a damaged picture is noticed.
+    """
     files = [file for file in sorted(folder.iterdir()) if _is_wanted(file, output)]
     known = Image.registered_extensions()
     if any(file.suffix.lower() in known for file in files):
-        return files
+        return [file for file in files if not _is_of_another_kind(file)]
     hint = f" To try every file in it and below: --input '{folder}/**/*'"
     raise ValueError(f"there are no images in the folder {str(folder)!r}.{hint}")
+
+
+def _is_of_another_kind(file: Path) -> bool:
+    """Whether the suffix says that a file is text, sound, video or the like."""
+    if file.suffix.lower() in Image.registered_extensions():
+        return False
+    kind, _ = mimetypes.guess_type(file.name)
+    return kind is not None and not kind.startswith("image/")
 
 
 def _is_wanted(file: Path, output: Path) -> bool:
@@ -75,6 +94,23 @@ def panoptic_ids(segments: Sequence[Segment], size: tuple[int, int]) -> np.ndarr
     for number, segment in enumerate(segments, start=1):
         ids[segment.mask] = number
     return ids_to_colours(ids)
+
+
+def coloured(segments: Sequence[Segment], size: tuple[int, int]) -> np.ndarray:
+    """A picture (H, W, 3) to look at: every name in its colour, outlines and the rest black."""
+    import cv2
+
+    from rose_d2.visualization.visualizer import colour_of
+
+    picture = np.zeros((*size, 3), dtype=np.uint8)
+    for segment in segments:
+        picture[segment.mask] = np.rint(255 * np.array(colour_of(segment.category_name)))
+    for segment in segments:
+        outline, _ = cv2.findContours(
+            segment.mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+        )
+        cv2.drawContours(picture, outline, -1, (0, 0, 0), 1)
+    return picture
 
 
 def save_image(picture: np.ndarray, path: Path) -> None:

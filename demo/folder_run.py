@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
-from files import file_name_of, panoptic_ids, save_image
+from files import coloured, file_name_of, panoptic_ids, save_image
+from gallery import write_gallery
 from PIL import Image
 from tqdm import tqdm
 
@@ -123,6 +124,7 @@ class FolderRun:
                 self.predictions.save()
         if self.overlay and self.done:
             self._write_contact_sheet()
+            write_gallery(self.output, self.pictures, self.predictions.content())
         self._report(interrupted)
         return 130 if interrupted else int(bool(self.failures))
 
@@ -169,6 +171,8 @@ class FolderRun:
         if self.task == "panoptic":
             ids = panoptic_ids(segments, image.shape[:2])
             save_image(ids, self.output / "panoptic" / f"{name}.png")
+            picture = coloured(segments, image.shape[:2])
+            save_image(picture, self.output / "panoptic_coloured" / f"{name}.png")
         self._add(path, image, segments, name)
 
     def _add(
@@ -233,6 +237,7 @@ class FolderRun:
         if self.overlay and self.done + earlier:
             print(f"pictures:      {self.output / self.pictures}")
             print(f"contact sheet: {self.output / 'contact_sheet.jpg'}")
+            print(f"gallery:       {self.output / 'gallery.html'}")
         if self.failures:
             print(f"{_count(len(self.failures))} could not be done:", file=sys.stderr)
             for reason in self.failures:

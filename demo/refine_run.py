@@ -27,10 +27,13 @@ _VOID = 255
 _DETAIL = 0.1
 # Side of a picture, before or after, in pixels.
 _PANEL = 480
+_ADDED, _TAKEN = (40, 190, 80), (220, 50, 40)
 _COLUMNS = (
     "image",
     "segment_id",
     "iou_before_after",
+    "true_iou_before",
+    "true_iou_after",
     "name_before",
     "name_after",
     "score_before",
@@ -243,6 +246,7 @@ class RefineRun(FolderRun):
         instruction: str | None = None,
         policy: str | None = None,
         count: int = 3,
+        truth: Path | None = None,
         overwrite: bool = False,
         overlay: bool = True,
     ) -> None:
@@ -257,6 +261,7 @@ class RefineRun(FolderRun):
             policy: one of `demo.POLICIES`; None: "all" with an instruction, else
                 "lowest-score".
             count: segments an image that a policy chooses.
+            truth: true masks, in the forms of `masks`, to measure with; nothing is chosen by them.
             overwrite: redo images that have their result.
             overlay: draw pictures.
 
@@ -268,6 +273,7 @@ class RefineRun(FolderRun):
         self.policy = policy or ("lowest-score" if instruction is None else "all")
         self.count = count
         self.masks = read_masks(masks)
+        self.truth = None if truth is None else read_masks(truth)
         cfg = read_released_config(config_file, opts, min_score=0.0)
         info = {
             "description": "Segments refined by ROSE (rose_d2)",
@@ -276,6 +282,7 @@ class RefineRun(FolderRun):
             "instruction": self.instruction,
             "policy": self.policy,
             "count": None if self.policy == "all" else count,
+            **({} if truth is None else {"truth": file_name_of(truth)}),
             "config_hash": config_hash(cfg),
             "weights_sha256": file_sha256(find_weights(cfg)),
         }
@@ -287,7 +294,9 @@ class RefineRun(FolderRun):
     def _refine(self, path: Path, image: np.ndarray) -> dict[str, Any] | None:
         """All segments before and after, and which were refined; None if that failed."""
         try:
-            before = self.masks.of(path, file_name_of(path), image.shape[:2])
+            where = path, file_name_of(path), image.shape[:2]
+            before = self.masks.of(*where)
+            truth = self.truth.of(*where) if self.truth is not None else []
             session = self.predictor.open(image)
             added = session.add(*before) if before else ()
             after: list[Segment] = list(added)
@@ -298,16 +307,19 @@ class RefineRun(FolderRun):
         except (RuntimeError, ValueError, MemoryError) as error:
             self._fail(path, error)
             return None
-        return {"before": before, "after": after, "chosen": chosen}
+        return {"before": before, "after": after, "chosen": chosen, "truth": truth}
 
     def _keep(self, path: Path, image: np.ndarray, output: dict[str, Any]) -> None:
         before, after, chosen = output["before"], output["after"], output["chosen"]
         name = self._result_name(path)
+        changes = [_change(i + 1, before[i], after[i], output["truth"]) for i in sorted(chosen)]
         if self.overlay:
             panels = [_drawn(image, [side[i] for i in chosen]) for side in (before, after)]
-            picture = contact_sheet(panels, ["before", "after"], columns=2, cell=_PANEL)
+            panels.append(_changed(image, [(before[i], after[i]) for i in chosen]))
+            captions = [_caption("before", changes), _caption("after", changes)]
+            captions.append("green: added, red: taken away")
+            picture = contact_sheet(panels, captions, columns=3, cell=_PANEL)
             save_image(picture, self.output / self.pictures / f"{name}.jpg")
-        changes = [_change(i + 1, before[i], after[i]) for i in sorted(chosen)]
         self._add(path, image, after, name, refinements=changes)
 
     def _report(self, interrupted: bool) -> None:
@@ -347,16 +359,33 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _change(number: int, before: Segment, after: Segment) -> dict[str, Any]:
-    union = np.count_nonzero(before.mask | after.mask)
-    return {
-        "segment_id": number,
-        "iou_before_after": round(np.count_nonzero(before.mask & after.mask) / union, 5),
+def _change(
+    number: int, before: Segment, after: Segment, truth: Sequence[Segment] = ()
+) -> dict[str, Any]:
+    change = {"segment_id": number, "iou_before_after": _iou(before.mask, after.mask)}
+    if truth:
+        # What the segment stands for: the true one that it, or else the repaired one, lies on.
+        best = max(
+            truth, key=lambda true: (_iou(true.mask, before.mask), _iou(true.mask, after.mask))
+        )
+        change["true_iou_before"] = _iou(best.mask, before.mask)
+        change["true_iou_after"] = _iou(best.mask, after.mask)
+    return change | {
         "name_before": before.category_name,
         "name_after": after.category_name,
         "score_before": round(before.score, 5),
         "score_after": round(after.score, 5),
     }
+
+
+def _iou(one: np.ndarray, other: np.ndarray) -> float:
+    return round(np.count_nonzero(one & other) / max(1, np.count_nonzero(one | other)), 5)
+
+
+def _caption(side: str, changes: Sequence[dict[str, Any]]) -> str:
+    """Before or after, with the mean agreement with the truth where that is known."""
+    known = [change[f"true_iou_{side}"] for change in changes if f"true_iou_{side}" in change]
+    return f"{side}, IoU with the truth {np.mean(known):.2f}" if known else side
 
 
 def _drawn(image: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
@@ -368,3 +397,14 @@ def _drawn(image: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
         is_thing=[segment.is_thing for segment in segments],
     )
     return picture.get_image()
+
+
+def _changed(image: np.ndarray, pairs: Sequence[tuple[Segment, Segment]]) -> np.ndarray:
+    """The image in grey, with what repairs added in green and what they took away in red."""
+    grey = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    picture = (0.5 * grey + 70).astype(np.uint8)
+    for old, new in pairs:
+        picture[new.mask & ~old.mask] = _ADDED
+        picture[old.mask & ~new.mask] = _TAKEN
+    scale = _PANEL / max(image.shape[:2])
+    return cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)

@@ -22,9 +22,10 @@ from rose_d2.vocabulary.names import normalise_name, singular_forms
 logger = logging.getLogger(__name__)
 
 HOW_TO_GET_WORDNET = (
-    "run `pip install nltk` and `python -m nltk.downloader wordnet`, or set "
-    "TEST.VOCABULARY.WORDNET to a folder with WordNet's index.noun and data.noun (Debian's "
-    "package wordnet-base puts them into /usr/share/wordnet)"
+    ("run " if importlib.util.find_spec("nltk") else "run `pip install nltk` and ")
+    + "`python -m nltk.downloader wordnet`, or set TEST.VOCABULARY.WORDNET to a folder with "
+    "WordNet's index.noun and data.noun (Debian's package wordnet-base puts them "
+    "into /usr/share/wordnet)"
 )
 _CORPORA = ("wordnet", "wordnet.zip", "wordnet31", "wordnet31.zip")
 _INSIDE = ("", "dict", *(f"corpora/{corpus}" for corpus in _CORPORA))

@@ -1,5 +1,8 @@
+import functools
 import json
 import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -230,13 +233,15 @@ def test_broken_files_are_reported_and_all_others_done(run, folder, tmp_path, ca
     (folder / "empty.png").write_bytes(b"")
     (folder / "letter.jpg").write_text("Dear reader")
     (folder / "notes.txt").write_text("not an image")
+    (folder / "scan").write_text("no suffix, so it may be one")
     assert run("--batch-size", "3") == 1
     assert overlays(tmp_path) == ["a.jpg", "b.jpg", "c.jpg", "whole.jpg"]
     assert len(predictions(tmp_path)["images"]) == 4
     reported = capsys.readouterr().err
     assert "5 images could not be done" in reported
     reasons = {"cut.jpg": "truncated", "cut.png": "truncated", "empty.png": "empty"}
-    reasons |= {"letter.jpg": "not an image", "notes.txt": "not an image"}
+    reasons |= {"letter.jpg": "not an image", "scan": "not an image"}
+    assert "notes.txt" not in reported
     for name, reason in reasons.items():
         (line,) = [line for line in reported.splitlines() if name in line]
         assert reason in line
@@ -352,7 +357,7 @@ def test_globs_files_and_results_inside_the_input(run, folder, tmp_path):
         (["--vocabulary", " , "], "--vocabulary is empty"),
         (["--confidence-threshold", "1.5"], "not in 0 to 1"),
         (["--batch-size", "0"], "at least 1"),
-        (["--config-file", "none.yaml"], "'none.yaml' does not exist"),
+        (["--config-file", "none.yaml"], "no config file 'none.yaml'"),
     ],
 )
 def test_contradictory_and_missing_options_are_one_sentence(
@@ -412,3 +417,51 @@ def test_results_of_other_settings_are_not_mixed_in(run, folder, tmp_path, capsy
     assert predictions(tmp_path)["info"]["task"] == "panoptic"
     assert run("--task", "instance", "--overwrite") == 0
     assert predictions(tmp_path)["info"]["task"] == "instance"
+
+
+def test_paths_and_config_keys_need_no_option(demo, fake, folder, tmp_path, monkeypatch):
+    (tmp_path / "weights.safetensors").write_bytes(b"weights")
+    monkeypatch.chdir(tmp_path)  # and any folder will do: the config is found by its name
+    command = ["in/a.png", "--output", "out", "in/b.png", "MODEL.WEIGHTS", "weights.safetensors"]
+    assert demo.main(["--task", "instance", *command, "TEST.TOP_K", "3"]) == 0
+    assert overlays(tmp_path) == ["a.jpg", "b.jpg"]
+    args = demo.parse_args(["a.png", "MODEL.X.JPG", "--device", "cuda:1", "TEST.TOP_K", "3"])
+    assert (args.input, args.opts) == (["a.png"], ["MODEL.X.JPG", "TEST.TOP_K", "3"])
+    assert demo._device(args) == ["MODEL.DEVICE", "cuda:1"]
+
+
+def test_no_images_and_two_kinds_of_images_are_refused(demo, capsys):
+    assert demo.main([]) == 2
+    assert "name files, a folder or an address" in capsys.readouterr().err
+    assert demo.main(["photos", "--custom-coco", "images", "names.json"]) == 2
+    assert "leave other paths out" in capsys.readouterr().err
+
+
+def test_the_version_is_that_of_the_package(demo, capsys):
+    import rose_d2
+
+    assert demo.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"rose_d2 {rose_d2.__version__}\n"
+
+
+def test_an_address_is_fetched_once(run, folder, tmp_path, demo, monkeypatch):
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/a.png"
+        for _ in range(2):
+            assert run(address) == 0
+        server.shutdown()
+    assert len(predictions(tmp_path)["images"]) == 4
+    assert run(address) == 0, "it is there already"
+
+
+def test_coloured_copies_and_a_gallery_to_search(run, folder, tmp_path):
+    assert run() == 0
+    with Image.open(tmp_path / "out" / "panoptic_coloured" / "a.png") as png:
+        colours = np.asarray(png)
+    assert (colours[2:4, 3:7] == colours[2, 3]).all() and colours[2, 3].any()
+    assert (colours[2, 3] != colours[10, 12]).any()
+    page = (tmp_path / "out" / "gallery.html").read_text()
+    assert page.count("<figure data-words=") == 3 and 'src="overlays/a.jpg"' in page
+    assert "dog\ngrass" in page and "https://" not in page

@@ -79,10 +79,13 @@ def same(output, expected):
 
 
 def test_every_option_is_run_here(demo):
-    options = {action.option_strings[-1] for action in demo.build_parser()._actions}
+    actions = demo.build_parser()._actions
+    options = {action.option_strings[-1] for action in actions if action.option_strings}
     source = Path(__file__).read_text(encoding="utf-8")
     assert len(options) > 15
-    assert [option for option in options - {"--help"} if f'"{option}"' not in source] == []
+    assert [
+        option for option in options - {"--help", "--version"} if f'"{option}"' not in source
+    ] == []
 
 
 def test_the_shipped_model_names_what_is_there(plain):
@@ -170,9 +173,10 @@ def test_done_images_are_redone_only_when_asked(run, plain, tmp_path, capsys):
     assert picture.read_bytes() == before
 
 
-def test_pictures_can_be_left_out(run, plain):
-    output = run("--no-overlay")
-    assert sorted(path.name for path in output.iterdir()) == ["panoptic", "predictions.json"]
+def test_pictures_can_be_left_out_and_the_log_be_shown(run, plain):
+    output = run("--no-overlay", "--device", "cpu", "--verbose")
+    found = sorted(path.name for path in output.iterdir())
+    assert found == ["panoptic", "panoptic_coloured", "predictions.json"]
     assert same(output, plain)
 
 
@@ -190,7 +194,9 @@ def test_masks_are_refined_by_policy_count_and_words(run, plain, tmp_path):
     chosen = {
         ("--refine-policy", "lowest-score", "--refine-count", 1): PICTURES,
         ("--refine-policy", "uncertain-boundary", "--refine-count", 2): 2 * PICTURES,
-        ("--instruction", "This mask is incomplete."): len(segments(plain)),
+        ("--instruction", "This mask is incomplete.", "--truth", plain / "predictions.json"): len(
+            segments(plain)
+        ),
     }
     for options, count in chosen.items():
         output = run("--refine", plain / "predictions.json", *options)
@@ -198,6 +204,9 @@ def test_masks_are_refined_by_policy_count_and_words(run, plain, tmp_path):
             rows = list(csv.DictReader(file))
         assert len(rows) == count
         assert np.mean([float(row["iou_before_after"]) for row in rows]) > 0.3
+        if "--truth" in options:  # which is what was refined
+            assert {row["true_iou_before"] for row in rows} == {"1.0"}
+            assert all(row["true_iou_after"] == row["iou_before_after"] for row in rows)
         if "lowest-score" in options:
             lowest = min(score for _, score, _ in segments(plain, 0))
             assert float(rows[0]["score_before"]) == pytest.approx(lowest, abs=1e-4)

@@ -56,7 +56,9 @@ def test_files_of_other_word_classes_and_missing_ones_are_empty(tiny_wordnet, tm
 
 def test_a_folder_without_wordnet_is_refused(tmp_path):
     (tmp_path / "index.noun").write_text("")
-    with pytest.raises(ValueError, match=r"WORDNET is .* no index.noun and data.noun; run `pip"):
+    with pytest.raises(
+        ValueError, match=r"WORDNET is .* no index.noun and data.noun; run `python -m nltk"
+    ):
         open_wordnet(str(tmp_path))
     with pytest.raises(ValueError, match="nowhere"):
         open_wordnet("nowhere")
@@ -173,7 +175,7 @@ def test_off_auto_and_a_folder(tiny_wordnet, monkeypatch, caplog):
     monkeypatch.setattr(lexical_relations, "find_wordnet", lambda: None)
     with caplog.at_level(logging.INFO, logger=lexical_relations.__name__):
         assert load("auto") is None
-    assert "WordNet is not installed; run `pip install nltk`" in caplog.text
+    assert "WordNet is not installed; run `python -m nltk.downloader wordnet`" in caplog.text
 
 
 def test_auto_goes_on_without_nltk(tiny_wordnet, monkeypatch, caplog):
