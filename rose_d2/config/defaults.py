@@ -197,6 +197,8 @@ def _add_input(cfg: CN) -> None:
     cfg.INPUT.CANDIDATE_MAX_DISTRACTORS = -1
     # Share of mirrored training samples; never applied to referring expressions.
     cfg.INPUT.FLIP_PROB = 0.5
+    # Images of more pixels are refused instead of decoded: a file of a few kB can claim any size.
+    cfg.INPUT.MAX_PIXELS = 100_000_000
     # Share of region prompts with the region as a mask; the others write its box into the text.
     cfg.INPUT.REGION_MASK_PROB = 0.5
 

@@ -23,6 +23,7 @@ _PLACE_KEYS = (
     "MODEL.DEVICE",
     "MODEL.SIGLIP_TEXT.CACHE_DIR",
     "DATALOADER.NUM_WORKERS",
+    "INPUT.MAX_PIXELS",
     "TEST.SAVE_PREDICTIONS",
 )
 # Keys that change how a model is loaded or its answers are scored, but not the answers.

@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 
-from rose_d2.data.image_io import ImageReadError, model_views, read_image
+from rose_d2.data.image_io import MAX_PIXELS, ImageReadError, model_views, read_image
 from rose_d2.data.scene_targets import TARGET_BUILDERS, check_candidate_mode, dataset_candidates
 from rose_d2.data.targets import TargetBuilder
 from rose_d2.prompts.conversation import Conversation
@@ -46,6 +46,7 @@ class RoseDatasetMapper:
         target_builders: dict[str, TargetBuilder],
         flip_prob: float = 0.0,
         candidate_mode: str = "",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         """
         Args:
@@ -57,6 +58,7 @@ class RoseDatasetMapper:
                 mirroring swaps "left" and "right".
             candidate_mode: what to do with the dataset's classes in testing, see
                 TEST.CANDIDATES.
+            max_pixels: larger images are refused, see INPUT.MAX_PIXELS.
 
         Raises:
             ValueError: the candidate mode is unknown.
@@ -67,6 +69,7 @@ class RoseDatasetMapper:
         self.target_builders = target_builders
         self.flip_prob = flip_prob
         self.candidate_mode = check_candidate_mode(candidate_mode)
+        self.max_pixels = max_pixels
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
@@ -80,6 +83,7 @@ class RoseDatasetMapper:
             "target_builders": builders if is_train else {},
             "flip_prob": cfg.INPUT.FLIP_PROB,
             "candidate_mode": cfg.TEST.CANDIDATES,
+            "max_pixels": cfg.INPUT.MAX_PIXELS,
         }
 
     def __call__(
@@ -165,8 +169,10 @@ class RoseDatasetMapper:
         )
 
     def _map_image(self, dataset_dict: dict[str, Any], *, flip: bool) -> dict[str, Any]:
-        image = read_image(dataset_dict["file_name"])
         annotated = (dataset_dict["height"], dataset_dict["width"])
+        image = read_image(
+            dataset_dict["file_name"], annotated_size=annotated, max_pixels=self.max_pixels
+        )
         if image.shape[:2] != annotated:
             raise ImageReadError(
                 f"{dataset_dict['file_name']!r} has size (height, width) {image.shape[:2]} but is "

@@ -1,9 +1,11 @@
 import io
+import os
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from rose_d2.data.image_io import (
     ImageReadError,
@@ -130,6 +132,57 @@ def test_bombs_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ImageReadError, match="larger than Pillow accepts"):
         read_image(path)
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    path = _saved(tmp_path, Image.fromarray(_half_red(20, 30)))
+    assert read_image(path, max_pixels=600).shape == (20, 30, 3)
+    with pytest.raises(ImageReadError, match=r"30 x 20 pixels.*599 of INPUT\.MAX_PIXELS"):
+        read_image(path, max_pixels=599)
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(ImageReadError, match="not a regular file"):
+        read_image(str(tmp_path / "pipe.jpg"))
+
+
+def test_a_png_may_have_much_text(tmp_path):
+    text = PngInfo()
+    text.add_text("parameters", "x" * 3_000_000, zip=True)
+    path = _saved(tmp_path, Image.fromarray(_half_red()), pnginfo=text)
+    assert np.array_equal(read_image(path), _half_red())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_annotated_size_tells_whether_the_annotator_knew_of_exif(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = _saved(tmp_path, Image.fromarray(_half_red(32, 64)), "image.jpg", exif=exif)
+    turned = read_image(path)
+    assert np.array_equal(read_image(path, annotated_size=turned.shape[:2]), turned)
+    assert read_image(path, annotated_size=(32, 64)).shape == (32, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0, 0.5, 1.0], [0, 128, 255]),
+        ([0.0, 100.5, 250.0], [0, 100, 250]),
+        ([0.0, 0.75, 1.5], [0, 128, 255]),
+        ([0.0, 32896.0, 65535.0], [0, 128, 255]),
+        ([-1.0, 0.0, 1.0], [0, 128, 255]),
+        ([0.0, np.nan, 1.0], [0, 0, 255]),
+    ],
+)
+def test_floats_are_scaled_by_their_range(tmp_path, values, expected):
+    image = Image.fromarray(np.array([values], dtype=np.float32))
+    assert read_image(_saved(tmp_path, image, "image.tif"))[0, :, 0].tolist() == expected
+
+
+def test_whole_numbers_up_to_255_in_32_bits_are_bytes(tmp_path):
+    image = Image.fromarray(np.array([[0, 7, 255]], dtype=np.int32))
+    assert read_image(_saved(tmp_path, image, "image.tif"))[0, :, 0].tolist() == [0, 7, 255]
 
 
 def test_square_view_ignores_the_aspect_ratio():
