@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from detectron2.data import Metadata
-from PIL import Image
 
-from rose_d2.data.image_io import ImageReadError
+from rose_d2.data.image_io import ImageReadError, opened_image
 from rose_d2.structures.mask_codec import colours_to_ids, decode_mask
+
+# Where a list of colours has no class of one of these, it is unlabelled: VOC's outlines, and white.
+_VOID_COLOURS = ((224, 224, 192), (255, 255, 255))
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,14 @@ def decode_panoptic(
         size: side I of the square view.
 
     Raises:
-        ImageReadError: the PNG is missing or damaged.
-        ValueError: the PNG's size is not the image's.
+        ImageReadError: the PNG is missing, damaged or of another size than the image.
     """
-    colours = _read_label_view(path, height, width, size)
-    ids = colours_to_ids(colours)  # (I, I)
+    colours = _read_values(path, (height, width))
+    if colours.ndim != 3 or colours.shape[2] < 3:
+        raise ImageReadError(
+            f"The panoptic image {path!r} has one channel; its colours have to spell segment ids."
+        )
+    ids = colours_to_ids(square_view(colours, size).astype(np.int32))  # (I, I)
     things = [s for s in segments_info if s["isthing"] and not s.get("iscrowd", 0)]
     stuff: dict[int, list[int]] = {}
     for segment in segments_info:
@@ -130,7 +136,15 @@ def decode_panoptic(
 
 
 def decode_label_map(
-    path: str, height: int, width: int, size: int, *, ignore_label: int, stuff_ids: set[int]
+    path: str,
+    height: int,
+    width: int,
+    size: int,
+    *,
+    ignore_label: int,
+    stuff_ids: set[int],
+    num_classes: int,
+    colours: Sequence[Sequence[int]] | None = None,
 ) -> AnnotatedRegions:
     """Decode a label PNG without instances: one region per class.
 
@@ -141,12 +155,20 @@ def decode_label_map(
         size: side I of the square view.
         ignore_label: grey value of unlabelled pixels.
         stuff_ids: the contiguous classes that are stuff.
+        num_classes: see `read_labels`.
+        colours: see `read_labels`.
 
     Raises:
-        ImageReadError: the PNG is missing or damaged.
-        ValueError: the PNG's size is not the image's.
+        ImageReadError: the PNG cannot be used, see `read_labels`.
     """
-    labels = _read_label_view(path, height, width, size)
+    labels = read_labels(
+        path,
+        (height, width),
+        ignore_label=ignore_label,
+        num_classes=num_classes,
+        colours=colours,
+    )
+    labels = square_view(labels, size)
     classes = np.setdiff1d(np.unique(labels), [ignore_label]).astype(np.int64)
     return AnnotatedRegions(
         masks=labels[None] == classes[:, None, None],
@@ -172,21 +194,86 @@ def square_view(values: np.ndarray, size: int) -> np.ndarray:
     return values[rows][:, columns]
 
 
-def _read_label_view(path: str, height: int, width: int, size: int) -> np.ndarray:
-    """Values of a label PNG in the square view, int32 (I, I) or (I, I, 3)."""
-    try:
-        with Image.open(path) as image:
-            values = np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
+def read_labels(
+    path: str,
+    size: tuple[int, int],
+    *,
+    ignore_label: int,
+    num_classes: int,
+    colours: Sequence[Sequence[int]] | None = None,
+) -> np.ndarray:
+    """Read a label image: the class of every pixel.
+
+    Args:
+        path: grey or palette image whose values are classes; where the classes have colours, also
+            an image of these colours. Equal channels are taken for grey.
+        size: (height, width) of the image it belongs to.
+        ignore_label: value of unlabelled pixels.
+        num_classes: C; values from 0 to C - 1 are allowed.
+        colours: RGB of every class, 0 to 255, or None.
+
+    Returns:
+        int64 (H, W), 0 to C - 1 and `ignore_label`.
+
+    Raises:
+        ImageReadError: it is missing, damaged, of another size, in colours that no class has, or
+            has a value that is no class; the message names the file and what is wrong.
+    """
+    values = _read_values(path, size)
+    if values.ndim == 3:
+        values = _labels_of_colours(values[:, :, :3], path, ignore_label, colours)
+    strange = values[((values < 0) | (values >= num_classes)) & (values != ignore_label)]
+    if strange.size:
         raise ImageReadError(
-            f"The label image {path!r} cannot be read ({error}); prepare the dataset again."
-        ) from error
-    if values.shape[:2] != (height, width):
-        raise ValueError(
-            f"The label image {path!r} has size (height, width) {values.shape[:2]} but its image "
-            f"{(height, width)}; prepare the dataset again."
+            f"The label image {path!r} has the labels {np.unique(strange)[:10].tolist()}; allowed "
+            f"are 0 to {num_classes - 1} and the ignore label {ignore_label}. Prepare the dataset "
+            "again, or correct its list of classes."
         )
-    return square_view(values, size).astype(np.int32)
+    return values
+
+
+def _read_values(path: str, size: tuple[int, int]) -> np.ndarray:
+    """Values of a label PNG, int64 (H, W) or (H, W, channels)."""
+    try:
+        with opened_image(path) as image:
+            if (image.height, image.width) != tuple(size):
+                raise ImageReadError(
+                    f"The label image {path!r} has size (height, width) "
+                    f"{(image.height, image.width)} but its image {tuple(size)}; prepare the "
+                    "dataset again."
+                )
+            return np.asarray(image).astype(np.int64)
+    except FileNotFoundError as error:
+        raise ImageReadError(f"The label image {path!r} is missing.") from error
+
+
+def _labels_of_colours(
+    values: np.ndarray,
+    path: str,
+    ignore_label: int,
+    colours: Sequence[Sequence[int]] | None,
+) -> np.ndarray:
+    """Classes (H, W) of an image with channels (H, W, C)."""
+    if values.shape[2] < 3 or (values == values[:, :, :1]).all():
+        return values[:, :, 0]
+    if colours is None:
+        raise ImageReadError(
+            f"The label image {path!r} has {values.shape[2]} channels with different values; a "
+            "grey or palette PNG is needed, whose values are classes, or a list of classes with "
+            "their colours."
+        )
+    ids = colours_to_ids(values)
+    labels = np.full(ids.shape, -1, dtype=np.int64)
+    for colour in _VOID_COLOURS:
+        labels[ids == colours_to_ids(np.array(colour))] = ignore_label
+    for class_id, colour in enumerate(colours):
+        labels[ids == colours_to_ids(np.array(colour))] = class_id
+    if (labels < 0).any():
+        stray = np.unique(values[labels < 0], axis=0)[:5].tolist()
+        raise ImageReadError(
+            f"The label image {path!r} has the colours {stray}, which no class of the list has."
+        )
+    return labels
 
 
 def _nearest(length: int, size: int) -> np.ndarray:
@@ -241,13 +328,31 @@ def decode_classes(record: dict[str, Any], metadata: Metadata, size: int) -> Ann
     """
     things = set(getattr(metadata, "thing_classes", []))
     stuff_ids = {i for i, name in enumerate(metadata.stuff_classes) if name not in things}
-    shape = record["height"], record["width"]
     return decode_label_map(
         record["sem_seg_file_name"],
-        *shape,
+        record["height"],
+        record["width"],
         size,
         ignore_label=metadata.ignore_label,
         stuff_ids=stuff_ids,
+        num_classes=len(metadata.stuff_classes),
+        colours=metadata.get("label_colors", None),
+    )
+
+
+def load_labels(record: dict[str, Any], metadata: Metadata) -> np.ndarray:
+    """The class of every pixel of a semantic dataset dict at its original size, see `read_labels`.
+
+    Args:
+        record: with sem_seg_file_name, height and width.
+        metadata: of its dataset.
+    """
+    return read_labels(
+        record["sem_seg_file_name"],
+        (record["height"], record["width"]),
+        ignore_label=metadata.ignore_label,
+        num_classes=len(metadata.stuff_classes),
+        colours=metadata.get("label_colors", None),
     )
 
 

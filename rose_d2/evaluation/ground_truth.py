@@ -10,13 +10,12 @@ from functools import cached_property
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.file_io import PathManager
-from PIL import Image
 from torch import Tensor
 
-from rose_d2.data.annotations import square_view
+from rose_d2.data.annotations import load_labels, square_view
 from rose_d2.data.build import sample_key
 from rose_d2.data.datasets.refer_files import ALL_SENTENCES
+from rose_d2.data.image_io import opened_image
 from rose_d2.layers.masks import mask_centre
 from rose_d2.structures.mask_codec import colours_to_ids, decode_mask
 from rose_d2.structures.patches import PatchGrid
@@ -73,9 +72,8 @@ def _load_annotations(dataset_dict: dict) -> GroundTruthObjects:
 
 
 def _load_segments(dataset_dict: dict) -> GroundTruthObjects:
-    with PathManager.open(dataset_dict["pan_seg_file_name"], "rb") as file:
-        colours = np.asarray(Image.open(file))
-    ids = torch.from_numpy(colours_to_ids(colours))  # (H, W)
+    with opened_image(dataset_dict["pan_seg_file_name"]) as image:
+        ids = torch.from_numpy(colours_to_ids(np.asarray(image)))  # (H, W)
     groups: dict[tuple, list[int]] = {}
     for segment in dataset_dict["segments_info"]:
         if segment.get("iscrowd", 0):
@@ -183,11 +181,9 @@ class DatasetGroundTruth:
 
     def labels(self, item: dict) -> Tensor:
         """The class of every pixel, long (H, W), -1 where unlabelled."""
-        record = self._record(item)
-        with PathManager.open(record["sem_seg_file_name"], "rb") as file:
-            labels = torch.from_numpy(np.array(Image.open(file), dtype=np.int64))
-        ignored = MetadataCatalog.get(self.dataset_name).ignore_label
-        return torch.where(labels == ignored, -1, labels)
+        metadata = MetadataCatalog.get(self.dataset_name)
+        labels = torch.from_numpy(load_labels(self._record(item), metadata))
+        return torch.where(labels == metadata.ignore_label, -1, labels)
 
     def target(self, item: dict) -> ReferringTarget:
         """What an expression refers to."""

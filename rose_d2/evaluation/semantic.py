@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
-from PIL import Image
 
+from rose_d2.data.annotations import read_labels
 from rose_d2.evaluation.predictions import best_labels
 from rose_d2.layers.masks import mask_areas
 from rose_d2.structures.mask_codec import encode_masks
@@ -69,13 +69,13 @@ class RoseSemSegEvaluator(SemSegEvaluator):
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """
         Args:
-            inputs: with the "file_name" of the dataset.
+            inputs: with "file_name", "height" and "width" of the dataset.
             outputs: with "sem_seg" (C + 1, H, W), non-negative scores at original size, or
                 "sem_seg_labels" int (H, W), where C is no object; "levels", with
                 "sem_seg_labels" of every level, and "instances" are optional.
         """
         for sample, output in zip(inputs, outputs, strict=True):
-            truth = self._load_labels(self.input_file_to_gt_file[sample["file_name"]])
+            truth = self._load_labels(sample)
             levels = output.get("levels", {})
             counted: dict[int, np.ndarray] = {}  # by id of the labels
             for level, answer in levels.items():
@@ -160,19 +160,17 @@ class RoseSemSegEvaluator(SemSegEvaluator):
         )
         return True
 
-    def _load_labels(self, path: str) -> np.ndarray:
+    def _load_labels(self, sample: dict) -> np.ndarray:
         """Label of every pixel, int64 (H, W), where C + 1 is unlabelled."""
-        with PathManager.open(path, "rb") as file:
-            labels = np.asarray(Image.open(file)).astype(np.int64)
-        is_ignored = labels == self._ignore_label
-        strange = ((labels < 0) | (labels >= self._num_dataset_classes)) & ~is_ignored
-        if strange.any():
-            raise ValueError(
-                f"The label image {path!r} has the labels {np.unique(labels[strange]).tolist()}; "
-                f"allowed are 0 to {self._num_dataset_classes - 1} and the ignore label "
-                f"{self._ignore_label}. Prepare the dataset again or correct its metadata."
-            )
-        labels[is_ignored] = self._num_classes
+        path = self.input_file_to_gt_file[sample["file_name"]]
+        labels = read_labels(
+            path,
+            (sample["height"], sample["width"]),
+            ignore_label=self._ignore_label,
+            num_classes=self._num_dataset_classes,
+            colours=MetadataCatalog.get(self._dataset_name).get("label_colors", None),
+        )
+        labels[labels == self._ignore_label] = self._num_classes
         return labels
 
 

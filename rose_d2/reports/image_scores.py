@@ -20,13 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.utils.file_io import PathManager
-from PIL import Image
 from torch import Tensor
 
+from rose_d2.data.annotations import load_labels
 from rose_d2.data.build import sample_key
 from rose_d2.data.datasets.refer_files import ALL_SENTENCES, referring_samples
 from rose_d2.evaluation.ground_truth import (
@@ -117,7 +115,7 @@ def true_segments(sample: Mapping[str, Any], task: str, metadata: Metadata) -> I
         mask = torch.from_numpy(target.mask)[None]
         return ImageSegments(mask, [sample["sentence"]], [0], [True], [None], ignore)
     if task == "semantic":
-        labels = torch.from_numpy(_read_labels(sample["sem_seg_file_name"]))
+        labels = torch.from_numpy(load_labels(dict(sample), metadata))
         ignored = labels == metadata.get("ignore_label", 255)
         return _segments_of_labels(labels, metadata, ignored)
     objects = load_objects(dict(sample))
@@ -189,11 +187,6 @@ def _crowd(sample: Mapping[str, Any]) -> Tensor | None:
     crowd = [a for a in sample.get("annotations", ()) if a.get("iscrowd", 0)]
     masks = [decode_segmentation(annotation, *size) for annotation in crowd]
     return torch.stack(masks).any(dim=0) if masks else None
-
-
-def _read_labels(path: str) -> np.ndarray:
-    with PathManager.open(path, "rb") as file:
-        return np.array(Image.open(file), dtype=np.int64)
 
 
 class WrongName(NamedTuple):

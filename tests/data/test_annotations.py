@@ -7,6 +7,7 @@ from rose_d2.data.annotations import (
     decode_annotations,
     decode_label_map,
     decode_panoptic,
+    read_labels,
 )
 from rose_d2.data.image_io import ImageReadError
 from rose_d2.structures.mask_codec import segmentation_to_rle
@@ -65,7 +66,13 @@ def test_a_missing_category_becomes_minus_one():
 
 def test_label_map_gives_one_region_per_class(scene):
     regions = decode_label_map(
-        scene["semantic"]["sem_seg_file_name"], 20, 40, SIZE, ignore_label=255, stuff_ids={3, 4}
+        scene["semantic"]["sem_seg_file_name"],
+        20,
+        40,
+        SIZE,
+        ignore_label=255,
+        stuff_ids={3, 4},
+        num_classes=5,
     )
     assert regions.classes.tolist() == [0, 1, 3, 4]
     assert regions.is_stuff.tolist() == [False, False, True, True]
@@ -104,6 +111,63 @@ def test_annotations_of_another_image_are_refused(scene):
     record = scene["panoptic"]
     with pytest.raises(ValueError, match=r"panoptic\.png.*\(20, 40\).*\(40, 20\)"):
         decode_panoptic(record["pan_seg_file_name"], record["segments_info"], 40, 20, SIZE)
+
+
+def _label_image(tmp_path, values, name="labels.png", mode=None):
+    image = Image.fromarray(np.asarray(values, dtype=np.uint8))
+    (image.convert(mode) if mode else image).save(tmp_path / name)
+    return str(tmp_path / name)
+
+
+def _read(path, size=(2, 2), **options):
+    return read_labels(path, size, **{"ignore_label": 255, "num_classes": 3, **options}).tolist()
+
+
+@pytest.mark.parametrize("mode", [None, "P", "RGB", "LA"])
+def test_labels_are_read_whatever_the_mode(tmp_path, mode):
+    grey = Image.fromarray(np.array([[0, 1], [2, 255]], dtype=np.uint8))
+    if mode == "P":
+        grey.putpalette([7, 7, 7] * 256)
+    elif mode:
+        grey = grey.convert(mode)
+    grey.save(tmp_path / "labels.png")
+    assert _read(str(tmp_path / "labels.png")) == [[0, 1], [2, 255]]
+
+
+def test_sixteen_bit_labels_have_as_many_classes(tmp_path):
+    values = np.array([[0, 300], [255, 65535]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "labels.png")
+    labels = _read(str(tmp_path / "labels.png"), ignore_label=65535, num_classes=400)
+    assert labels == values.tolist()
+
+
+def test_colours_are_labels_where_the_classes_have_colours(tmp_path):
+    colours = [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
+    drawn = [[colours[2], colours[0]], [[224, 224, 192], colours[1]]]
+    path = _label_image(tmp_path, drawn)
+    assert _read(path, colours=colours) == [[2, 0], [255, 1]]
+    with pytest.raises(ImageReadError, match=r"labels\.png.* 3 channels"):
+        _read(path)
+    with pytest.raises(ImageReadError, match=r"labels\.png.*\[\[0, 128, 0\]\], which no class"):
+        _read(path, colours=colours[:2])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[0, 1], [3, 7]], r"labels\.png.* labels \[3, 7\]; allowed are 0 to 2"),
+        ([[0, 1, 1], [2, 2, 2]], r"labels\.png.*\(2, 3\) but its image \(2, 2\)"),
+    ],
+)
+def test_a_label_image_that_does_not_fit_is_named(tmp_path, values, message):
+    with pytest.raises(ImageReadError, match=message):
+        _read(_label_image(tmp_path, values))
+
+
+def test_a_grey_image_is_no_panoptic_annotation(tmp_path):
+    path = _label_image(tmp_path, [[0, 1], [2, 2]])
+    with pytest.raises(ImageReadError, match="one channel"):
+        decode_panoptic(path, [], 2, 2, 2)
 
 
 def test_a_damaged_label_image_is_named(tmp_path):
