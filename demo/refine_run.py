@@ -1,6 +1,5 @@
 """One run of `demo.py --refine`: masks in, better masks and before / after pictures out."""
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from rose_d2.config.fingerprint import config_hash, file_sha256
 from rose_d2.config.read import read_released_config
-from rose_d2.files import whole_file
+from rose_d2.files import write_table
 from rose_d2.predictor.predictor import find_weights
 from rose_d2.predictor.session_instructions import check_text
 from rose_d2.structures.mask_codec import colours_to_ids, decode_mask
@@ -329,7 +328,7 @@ class RefineRun(FolderRun):
             for change in entry["refinements"]
         ]
         if self.predictions.images():
-            write_table(self.output / "changes.csv", rows)
+            write_table(self.output / "changes.csv", _COLUMNS, rows)
         super()._report(interrupted)
         if not rows:
             print("nothing was refined: the images have no masks")
@@ -346,17 +345,6 @@ class RefineRun(FolderRun):
             print(f"  {row['image']} segment {row['segment_id']}: {names}")
         if len(renamed) > 10:
             print(f"  and {len(renamed) - 10} more in changes.csv")
-
-
-def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write the changes, one refined segment a line, whole or not at all."""
-    with (
-        whole_file(path) as partial,
-        open(partial, "w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, _COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _change(

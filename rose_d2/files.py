@@ -5,15 +5,18 @@ killed process leaves of a folder may be whole: it can still be given its name.
 """
 
 import contextlib
+import csv
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 _PREFIX = ".partial-"
 _REPLACED = ".old"
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _HIDDEN_NAME = re.compile(rf"(?:{re.escape(_PREFIX)})?(.+?)(?:{re.escape(_REPLACED)})*")
 
 
@@ -44,6 +47,31 @@ def write_text(path: str | os.PathLike[str], text: str, *, durable: bool = False
     """Write a UTF-8 text file, see `whole_file`."""
     with whole_file(path, durable=durable) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_table(
+    path: str | os.PathLike[str], columns: Sequence[str], rows: Iterable[Mapping[str, Any]]
+) -> None:
+    """Write a CSV file, see `whole_file`; no text in it is taken for a formula by a spreadsheet.
+
+    Args:
+        path: the file.
+        columns: its heading, keys of the rows.
+        rows: one value by column each.
+    """
+    with (
+        whole_file(path) as partial,
+        # What is no text in UTF-8, such as a file name of another system, is written as \\xe9.
+        open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows({key: _no_formula(value) for key, value in row.items()} for row in rows)
+
+
+def _no_formula(value: Any) -> Any:
+    is_formula = isinstance(value, str) and value.startswith(_FORMULA_STARTS)
+    return f"'{value}" if is_formula else value
 
 
 def new_folder(path: str) -> str:

@@ -9,6 +9,7 @@ from rose_d2.files import (
     published_path,
     remove_hidden,
     whole_file,
+    write_table,
     write_text,
 )
 
@@ -94,3 +95,10 @@ def test_a_file_that_cannot_be_flushed_is_an_error_and_a_folder_not(tmp_path, mo
     with pytest.raises(OSError):
         publish_folder(make(tmp_path / "one", "text"), str(tmp_path / "one"))
     assert not (tmp_path / "one").exists()
+
+
+def test_a_table_has_no_formulas(tmp_path):
+    values = ["=1+1", "+1", "-x", "@x", "plain", "caf\udce9", -1.5]
+    write_table(tmp_path / "a.csv", ["value"], [{"value": value} for value in values])
+    lines = (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()
+    assert lines == ["value", "'=1+1", "'+1", "'-x", "'@x", "plain", "caf\\udce9", "-1.5"]
