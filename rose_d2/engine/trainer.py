@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import multiprocessing
 import os
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from rose_d2.data.build import build_rose_test_loader, build_rose_train_loader
 from rose_d2.data.datasets.custom import use_custom_data
 from rose_d2.data.mixture import training_weights
 from rose_d2.engine.evaluate import Weights, check_test_datasets, evaluate_dataset
-from rose_d2.engine.launch import shared_store
+from rose_d2.engine.launch import is_users_mistake, shared_store
 from rose_d2.engine.metrics import TaskLossHook, ThroughputHook
 from rose_d2.engine.preemption import (
     DataPositionHook,
@@ -177,7 +178,8 @@ class RoseTrainer(DefaultTrainer):
         # are restored after this, in RandomStateHook.before_train.
         self._trainer.data_iterator = iter(loader)
         try:
-            return super().train()
+            with _without_traceback_of_users_mistakes():
+                return super().train()
         finally:
             # Ends the workers; while an error is on its way up, nothing else would for seconds.
             self._trainer.data_iterator = iter(())
@@ -264,6 +266,22 @@ def embed_trained_names(cfg: CfgNode) -> dict[str, torch.Tensor]:
     names = tuple(names | {NO_TARGET_NAME: None})
     embeddings = TextEmbeddingBank.from_config(cfg)(names) if comm.is_main_process() else None
     return dict(zip(names, comm.all_gather(embeddings)[0], strict=True))
+
+
+@contextlib.contextmanager
+def _without_traceback_of_users_mistakes() -> Iterator[None]:
+    """Keep detectron2 from logging a traceback where `run_job` will say it in one sentence."""
+    train_loop = logging.getLogger("detectron2.engine.train_loop")
+    train_loop.addFilter(_is_no_users_mistake)
+    try:
+        yield
+    finally:
+        train_loop.removeFilter(_is_no_users_mistake)
+
+
+def _is_no_users_mistake(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or not is_users_mistake(error)
 
 
 def build_health_hooks(cfg: CfgNode, engine: StepEngine, model: nn.Module) -> list[HookBase]:
