@@ -56,4 +56,4 @@ def test_a_mix_of_all_datasets_and_tasks_trains(run, tmp_path):
     assert (tmp_path / "out" / "model_final" / "model.safetensors").is_file()
     assert "Training on coco_2017_train@refinement" in said
     assert "coco_2017_train: left out 4 of 6 items, which show evaluation images" in said
-    assert "left out 1 annotations without a polygon" in said
+    assert "left out 1 annotations with a box but no mask" in said

@@ -3,6 +3,7 @@
     python tools/check_data.py                                   # everything rose_d2 knows
     python tools/check_data.py --dataset ade20k_sem_seg_train    # stop a script when incomplete
     python tools/check_data.py --root /data --samples 20
+    python tools/check_data.py --custom-coco images/ ann.json --left-out left_out.csv   # your own
 
 Of every dataset whose files are all there, the annotations are loaded, the number of images and
 items is compared with the published one, and some items are opened and turned into targets.
@@ -32,10 +33,22 @@ from rose_d2.command_line import make_parser, run_main
 from rose_d2.config.defaults import add_rose_config
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
 from rose_d2.data.datasets.builtin import DEFAULT_ROOT, register_all
-from rose_d2.data.datasets.registration import DatasetEntry, registered_entries, strict_annotations
+from rose_d2.data.datasets.custom import (
+    CUSTOM_NAME,
+    add_custom_data_arguments,
+    use_custom_data,
+)
+from rose_d2.data.datasets.registration import (
+    DatasetEntry,
+    recorded_left_out,
+    registered_entries,
+    strict_annotations,
+)
+from rose_d2.files import write_table
 
 PRESENT, PARTIAL, MISSING, DAMAGED = "present", "partial", "missing", "damaged"
 _WIDTH = 100
+_SAMPLES, _OWN_SAMPLES = 3, 200
 
 
 @dataclass
@@ -133,12 +146,21 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--dataset", action="append", metavar="NAME", help="check only this one; can be repeated"
     )
     parser.add_argument(
-        "--samples", type=int, default=3, help="items to open per dataset (default: %(default)s)"
+        "--samples",
+        type=int,
+        help=f"items to open per dataset (default: {_SAMPLES}; of your own data {_OWN_SAMPLES})",
+    )
+    add_custom_data_arguments(parser)
+    parser.add_argument(
+        "--left-out", metavar="CSV", help="write all that is left out to this file, with the reason"
     )
     parser.add_argument(
         "--strict", action="store_true", help="one broken annotation makes a dataset damaged"
     )
     args = parser.parse_args(arguments)
+    args.is_custom = bool(args.custom_coco or args.custom_labels)
+    if args.is_custom and args.dataset:
+        parser.error("--dataset names what rose_d2 knows; leave it out beside your own data")
     register_all(args.root)
     unknown = sorted(set(args.dataset or ()) - set(registered_entries()))
     if unknown:
@@ -152,12 +174,16 @@ def check_all(args: argparse.Namespace) -> list[DatasetReport]:
     cfg = get_cfg()
     add_rose_config(cfg)
     mapper = RoseDatasetMapper(cfg, is_train=True)
+    if args.is_custom:
+        use_custom_data(cfg, args)
+        args.dataset = [CUSTOM_NAME]
     entries = [e for name, e in registered_entries().items() if name in (args.dataset or {name})]
+    num_samples = args.samples or (_OWN_SAMPLES if args.is_custom else _SAMPLES)
     reports = []
     with strict_annotations(args.strict), tqdm(entries, unit="dataset", leave=False) as progress:
         for entry in progress:
             progress.set_description(entry.name)
-            reports.append(check_dataset(entry, mapper, args.samples))
+            reports.append(check_dataset(entry, mapper, num_samples))
     return reports
 
 
@@ -221,8 +247,14 @@ def check(args: argparse.Namespace) -> int:
     """Print the table and what to get; return the exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     root = Path(args.root).expanduser()
-    print(f"Datasets under {root} (choose another folder with --root or DETECTRON2_DATASETS)\n")
-    reports = check_all(args)
+    if not args.is_custom:
+        print(f"Datasets under {root} (choose another folder with --root or DETECTRON2_DATASETS)\n")
+    with recorded_left_out() as left_out:
+        reports = check_all(args)
+    if args.left_out:
+        columns = ("file", "reason", "which")
+        rows = (dict(zip(columns, row, strict=True)) for row in dict.fromkeys(left_out))
+        write_table(args.left_out, columns, rows)
     print_table(reports, root)
     print_advice(reports)
     counts = {s: sum(r.status == s for r in reports) for s in (PRESENT, PARTIAL, MISSING, DAMAGED)}

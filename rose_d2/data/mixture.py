@@ -19,6 +19,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
 from rose_d2.data.image_io import ImageReadError
 from rose_d2.prompts.tasks import TASKS
+from rose_d2.structures.mask_codec import UnusableMaskError
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +174,7 @@ class MixtureDataset(torchdata.Dataset):
             rng = np.random.default_rng([self._seed, item.sample])
             try:
                 return self._mapper(record, rng)
-            except (ImageReadError, FileNotFoundError) as error:
+            except (ImageReadError, FileNotFoundError, UnusableMaskError) as error:
                 if attempt == self._tries - 1:
                     raise
                 self._report(record["file_name"], error)

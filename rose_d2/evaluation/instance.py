@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from detectron2.structures import BoxMode, Instances
@@ -23,6 +24,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from rose_d2.data.datasets.coco import load_coco_instances
 from rose_d2.evaluation.semantic import check_similarity
 from rose_d2.structures.mask_codec import encode_masks
 from rose_d2.vocabulary.vocabulary import MAPPING_RULES, counts_at
@@ -71,19 +73,21 @@ class RoseCOCOEvaluator(COCOEvaluator):
             levels: levels of the vocabulary to report, where the predictions name their rule.
             similarity: (C, C) of the classes, for Open AP; None leaves it out.
         """
-        super().__init__(
-            dataset_name,
-            tuple(tasks),
-            distributed,
-            output_dir,
-            max_dets_per_image=max_dets_per_image,
-            use_fast_impl=False,
-        )
+        # Not COCOEvaluator's own, which would give the file as it is to pycocotools.
+        self._logger = logger
+        self._metadata = MetadataCatalog.get(dataset_name)
+        self._tasks, self._distributed, self._output_dir = tuple(tasks), distributed, output_dir
+        self._max_dets_per_image = [1, 10, max_dets_per_image]
         self._rank_by_name = rank_by_name
         self._levels = tuple(levels)
         self._similarity = similarity
-        if self._do_evaluation and (left_out := repair_annotations(self._coco_api)):
-            logger.warning("%s: left out %d broken annotations.", dataset_name, left_out)
+        self._class_ids = self._metadata.thing_dataset_id_to_contiguous_id
+        records = load_coco_instances(
+            self._metadata.json_file, self._metadata.get("image_root", ""), self._class_ids
+        )
+        self._do_evaluation = any(record["annotations"] for record in records)
+        self._numbers = {record["image_id"]: n for n, record in enumerate(records, start=1)}
+        self._coco_api = coco_ground_truth(records, len(self._class_ids))
         self.reset()
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
@@ -126,10 +130,13 @@ class RoseCOCOEvaluator(COCOEvaluator):
 
     def _eval_predictions(self, predictions: list[dict], img_ids: Any = None) -> None:
         """Fill the results: headline tables, levels, Open AP. `img_ids` is not supported."""
-        predictions = sorted(predictions, key=lambda prediction: prediction["image_id"])
-        ids = {v: k for k, v in self._metadata.thing_dataset_id_to_contiguous_id.items()}
+        predictions = sorted(predictions, key=lambda p: self._numbers[p["image_id"]])
         rows = [
-            {**row, "category_id": ids[row["category_id"]]}
+            {
+                **row,
+                "image_id": self._numbers[row["image_id"]],
+                "category_id": row["category_id"] + 1,
+            }
             for prediction in predictions
             for row in prediction["instances"]
         ]
@@ -153,7 +160,7 @@ class RoseCOCOEvaluator(COCOEvaluator):
                 self._coco_api,
                 [row for row, chosen in zip(rows, headline, strict=True) if chosen],
                 self._similarity,
-                self._metadata.thing_dataset_id_to_contiguous_id,
+                {class_id + 1: class_id for class_id in range(len(self._class_ids))},
                 max_dets=self._max_dets_per_image[-1],
             )
 
@@ -196,14 +203,23 @@ class RoseCOCOEvaluator(COCOEvaluator):
         return results
 
     def _write_headline(self, rows: list[dict], headline: np.ndarray) -> None:
-        """COCO's result file, which a server would take."""
+        """COCO's result file, which a server would take, with the ids of the annotation file."""
         if not self._output_dir:
             return
-        keys = ("image_id", "category_id", "bbox", "score", "segmentation")
-        chosen = (row for row, keep in zip(rows, headline.tolist(), strict=True) if keep)
+        image_ids = {number: image_id for image_id, number in self._numbers.items()}
+        category_ids = {class_id + 1: own_id for own_id, class_id in self._class_ids.items()}
+        results = [
+            {
+                "image_id": image_ids[row["image_id"]],
+                "category_id": category_ids[row["category_id"]],
+                **{key: row[key] for key in ("bbox", "score", "segmentation")},
+            }
+            for row, keep in zip(rows, headline.tolist(), strict=True)
+            if keep
+        ]
         path = os.path.join(self._output_dir, "coco_instances_results.json")
         with PathManager.open(path, "w") as file:
-            json.dump([{key: row[key] for key in keys} for row in chosen], file)
+            json.dump(results, file)
 
 
 try:
@@ -264,42 +280,35 @@ def evaluate_coco(
     return coco_eval
 
 
-def repair_annotations(ground_truth: COCO) -> int:
-    """Make an annotation file safe to evaluate against, in memory.
+def coco_ground_truth(records: Sequence[Mapping[str, Any]], num_classes: int) -> COCO:
+    """The annotations of dataset dicts for pycocotools, with ids that it can tell apart.
 
-    Annotations without a usable mask, or with one of another size than their image, are left out,
-    as they are when the dataset is loaded; a missing "iscrowd" is 0 and a missing "area" that of
-    the mask; ids are counted from 1 where one is 0, since COCOeval takes a match with object 0
-    for no match.
+    COCOeval looks annotations up by their ids, takes a match with object 0 for no match and
+    accepts no ids but small numbers, while files have any.
 
     Args:
-        ground_truth: the annotation file; changed.
+        records: from `load_coco_instances`.
+        num_classes: C.
 
     Returns:
-        Number of annotations left out.
+        Images 1 to n in the order of the records, annotations counted from 1, categories 1 to C:
+        the contiguous classes plus 1.
     """
-    annotations = ground_truth.dataset["annotations"]
-    kept = [a for a in annotations if _is_usable(a, ground_truth.imgs.get(a["image_id"]))]
-    for annotation in kept:
-        annotation.setdefault("iscrowd", 0)
-        if "area" not in annotation:
-            annotation["area"] = int(coco_mask.area(ground_truth.annToRLE(annotation)))
-    if any(annotation["id"] == 0 for annotation in kept):
-        for number, annotation in enumerate(kept, start=1):
-            annotation["id"] = number
-    ground_truth.dataset["annotations"] = kept
+    images, annotations = [], []
+    for number, record in enumerate(records, start=1):
+        images.append({"id": number, "height": record["height"], "width": record["width"]})
+        for annotation in record["annotations"]:
+            own = {"id": len(annotations) + 1, "image_id": number}
+            own["category_id"] = annotation["category_id"] + 1
+            annotations.append(
+                own | {key: annotation[key] for key in ("bbox", "area", "iscrowd", "segmentation")}
+            )
+    ground_truth = COCO()
+    categories = [{"id": class_id + 1} for class_id in range(num_classes)]
+    ground_truth.dataset = {"images": images, "annotations": annotations, "categories": categories}
     with contextlib.redirect_stdout(io.StringIO()):
         ground_truth.createIndex()
-    return len(annotations) - len(kept)
-
-
-def _is_usable(annotation: Mapping[str, Any], image: Mapping[str, Any] | None) -> bool:
-    segmentation = annotation.get("segmentation")
-    if image is None or len(annotation.get("bbox") or ()) != 4:
-        return False
-    if isinstance(segmentation, Mapping):
-        return list(segmentation["size"]) == [image["height"], image["width"]]
-    return any(len(polygon) >= 6 for polygon in segmentation or ())
+    return ground_truth
 
 
 class _Votes(NamedTuple):

@@ -14,8 +14,9 @@ import numpy as np
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from PIL import Image
 
+from rose_d2.data.coco_files import read_json
 from rose_d2.data.datasets.reasonseg import FOLDER
-from rose_d2.data.datasets.refer_files import load_plain_pickle, read_json
+from rose_d2.data.datasets.refer_files import load_plain_pickle
 from rose_d2.synthetic.annotate import encode_mask, instance_annotations
 from rose_d2.synthetic.expressions import list_expressions
 from rose_d2.synthetic.miniature_coco import miniature_scene, run_lengths, trace_polygons

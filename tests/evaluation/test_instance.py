@@ -8,11 +8,14 @@ from collections import defaultdict
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.structures import Instances
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from rose_d2.data.datasets.coco import load_coco_instances
 from rose_d2.evaluation import instance
+from rose_d2.evaluation.ground_truth import load_objects
 from rose_d2.evaluation.instance import (
     FASTER,
     OFFICIAL,
@@ -21,8 +24,8 @@ from rose_d2.evaluation.instance import (
     evaluate_coco,
     installed_implementation,
     open_average_precision,
-    repair_annotations,
 )
+from rose_d2.layers.masks import masks_to_boxes
 from rose_d2.vocabulary.vocabulary import LEVELS
 
 IMPLEMENTATIONS = [OFFICIAL, *([FASTER] if COCOeval_faster else [])]
@@ -114,12 +117,12 @@ def test_an_empty_mask_finds_nothing(run, scenes, instances_from):
     assert run(outputs)["segm"]["AP"] == 0
 
 
-def test_without_annotated_objects_there_is_no_number(scenes, evaluate, things):
+def test_without_annotated_objects_there_is_no_evaluation(scenes):
     path = scenes.root / "instances.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "annotations": []}))
-    results = evaluate(RoseCOCOEvaluator(scenes.names["coco"], levels=["exact"]), "coco", things)
-    assert np.isnan(results["segm"]["AP"]) and np.isnan(results["bbox"]["AP"])
+    with pytest.raises(ValueError, match="no object is left of 0 annotations in 2 images"):
+        RoseCOCOEvaluator(scenes.names["coco"])
 
 
 class TestLevels:
@@ -262,27 +265,60 @@ def test_the_faster_one_is_taken_where_it_is_installed(monkeypatch):
     assert installed_implementation() == OFFICIAL
 
 
+@pytest.mark.parametrize("ids", ["equal", "zero", "text", "none", "giant"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_broken_files_are_repaired(random_instances, implementation):
-    """Object 0, no iscrowd, no area, an annotation without a mask, one of another size."""
+def test_ground_truth_scores_100_whatever_its_ids_are(
+    random_instances, tmp_path, monkeypatch, implementation, ids
+):
+    """Ids of annotations, images and categories that pycocotools cannot tell apart."""
+    if implementation == OFFICIAL:
+        monkeypatch.setattr(instance, "COCOeval_faster", None)
     truth, _, _ = random_instances(1)
-    annotations = truth.dataset["annotations"]
-    annotations[:] = [a for a in annotations if not a["iscrowd"]]
-    perfect = [{**annotation, "score": 0.9} for annotation in annotations]
-    for number, annotation in enumerate(annotations):
-        annotation["id"] = number
-        del annotation["iscrowd"], annotation["area"]
-    small = {"size": [4, 4], "counts": [16]}
-    broken = [
-        {**annotations[0], "id": 900 + k, "segmentation": s} for k, s in enumerate(([], small))
-    ]
-    annotations.extend([*broken, {**annotations[0], "id": 902, "image_id": 77}])
-    truth.createIndex()
-    assert repair_annotations(truth) == 3
-    assert 0 not in truth.anns and len(truth.anns) == len(perfect)
-    assert truth.anns[1]["area"] == perfect[0]["area"]
-    coco_eval = evaluate_coco(truth, perfect, "segm", implementation=implementation)
-    assert coco_eval.stats[0] == pytest.approx(1)
+    content = truth.dataset
+    for number, annotation in enumerate(content["annotations"]):
+        annotation["id"] = {"equal": 5, "zero": number, "text": f"uuid {number}"}.get(ids, number)
+        if ids == "none":
+            del annotation["id"], annotation["area"], annotation["bbox"]
+        if ids in ("text", "giant"):
+            annotation["image_id"] = _renamed(annotation["image_id"], ids)
+            annotation["category_id"] = _renamed(annotation["category_id"], ids)
+    for entry in [*content["images"], *content["categories"]]:
+        if ids in ("text", "giant"):
+            entry["id"] = _renamed(entry["id"], ids)
+    for image in content["images"]:
+        image["file_name"] = f"{image['id']}.png"
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    class_ids = {category["id"]: k for k, category in enumerate(content["categories"])}
+    name = f"rose_test_ids_{ids}"
+    MetadataCatalog.get(name).set(
+        json_file=str(path), thing_dataset_id_to_contiguous_id=class_ids, thing_classes=list("abc")
+    )
+    try:
+        evaluator = RoseCOCOEvaluator(name, distributed=False, output_dir=str(tmp_path))
+        for record in load_coco_instances(path, "", class_ids):
+            evaluator.process([record], [{"instances": _annotated_instances(record)}])
+        assert evaluator.evaluate()["segm"]["AP"] == pytest.approx(100)
+    finally:
+        MetadataCatalog.pop(name)
+    written = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert {row["image_id"] for row in written} <= {image["id"] for image in content["images"]}
+    assert {row["category_id"] for row in written} <= set(class_ids)
+
+
+def _renamed(number, ids):
+    return f"no. {number}" if ids == "text" else (-1) ** number * (2**127 + number)
+
+
+def _annotated_instances(record):
+    """The objects of a dataset dict as a model would answer them."""
+    objects = load_objects(record)
+    output = Instances((record["height"], record["width"]))
+    output.pred_masks = objects.masks
+    output.pred_boxes = masks_to_boxes(objects.masks)
+    output.scores = torch.ones(len(objects))
+    output.pred_classes = torch.tensor(objects.classes, dtype=torch.int64)
+    return output
 
 
 def test_sizes_are_those_of_the_masks(random_instances):

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from detectron2.config import get_cfg
+from PIL import Image
 from scripts import load_script
 
 from rose_d2.config.defaults import add_rose_config
@@ -11,7 +12,8 @@ from rose_d2.data.datasets.builtin import DEFAULT_ROOT, register_all
 from rose_d2.data.datasets.registration import DatasetEntry, register, unregister
 from rose_d2.synthetic.clipart import BenchmarkSettings, write_benchmark
 
-check_dataset = load_script("tools/check_data.py").check_dataset
+tool = load_script("tools/check_data.py")
+check_dataset = tool.check_dataset
 NAME = "rose_test_integrity"
 
 
@@ -145,3 +147,43 @@ def test_an_unknown_name_lists_the_known_ones(check_data, root, capsys):
     error = capsys.readouterr().err
     assert "coco_1999" in error
     assert "clipart_refer_val" in error
+
+
+@pytest.fixture
+def own_data(tmp_path):
+    """One image; of its two annotations one has no mask."""
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 6)).save(tmp_path / "images" / "a.png")
+    square = {"image_id": 1, "category_id": 1, "segmentation": [[1, 1, 4, 1, 4, 3, 1, 3]]}
+    content = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "annotations": [square | {"id": 3}, square | {"id": "=1+1", "segmentation": []}],
+        "categories": [{"id": 1, "name": "cup"}],
+    }
+    (tmp_path / "ann.json").write_text(json.dumps(content))
+    yield tmp_path
+    unregister("custom")
+
+
+def test_own_data_are_checked_without_training(own_data, capsys, caplog):
+    left_out = own_data / "left_out.csv"
+    arguments = [
+        "--custom-coco",
+        own_data / "images",
+        own_data / "ann.json",
+        "--left-out",
+        left_out,
+    ]
+    assert tool.main([str(argument) for argument in arguments]) == 0
+    assert "present   custom  1 images, 1 opened" in capsys.readouterr().out
+    assert "left out 1 annotations without a mask" in caplog.text
+    (row,) = left_out.read_text().splitlines()[1:]
+    assert row.endswith("annotations without a mask,annotation =1+1 of image 1")
+
+
+def test_own_data_without_any_object_are_refused(own_data, capsys):
+    path = own_data / "ann.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"annotations": []}))
+    arguments = ["--custom-coco", str(own_data / "images"), str(path)]
+    assert tool.main(arguments) == 1
+    assert "no object is left of 0 annotations" in capsys.readouterr().out

@@ -6,7 +6,6 @@ those of the annotators ("sky-other-merged") and whose loader stops at the first
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +15,17 @@ from typing import Any
 import numpy as np
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from detectron2.structures import BoxMode
-from pycocotools import mask as coco_mask
 
+from rose_d2.data.coco_files import (
+    convert_annotation,
+    crowd_flag,
+    describe,
+    locate,
+    object_area,
+    plain_id,
+    read_coco,
+    sized_images,
+)
 from rose_d2.data.datasets.registration import (
     BrokenAnnotations,
     DatasetEntry,
@@ -109,13 +117,13 @@ class CocoPaths:
 
 
 def load_coco_instances(
-    json_file: str | Path, image_root: str | Path, thing_ids: Mapping[int, int]
+    json_file: str | Path, image_root: str | Path, thing_ids: Mapping[Any, int]
 ) -> list[dict[str, Any]]:
-    """Reads a COCO instances JSON; no image is opened.
+    """Reads a COCO instances JSON; images are opened only where it lacks their size.
 
-    The dicts are those of detectron2's `load_coco_json`. Annotations that cannot be used (no
-    polygon, an image or a category that is not listed, a mask of another size than its image)
-    are left out, counted and reported once; crowd regions stay.
+    The dicts are those of detectron2's `load_coco_json`, with the `area` it leaves out.
+    Annotations that cannot be used (see `rose_d2.data.coco_files`) are left out, counted and
+    reported once; crowd regions stay.
 
     Args:
         json_file: the annotation file.
@@ -124,70 +132,77 @@ def load_coco_instances(
 
     Returns:
         One dict per image, by image id: `file_name`, `image_id`, `height`, `width`, and
-        `annotations` with `iscrowd`, `bbox`, `bbox_mode`, `category_id`, `segmentation`.
+        `annotations` with `iscrowd`, `bbox`, `bbox_mode`, `category_id`, `segmentation`, `area`.
 
     Raises:
-        ValueError: a broken annotation within `strict_annotations`.
+        OSError: the file cannot be opened.
+        ValueError: it is no COCO file, no object in it can be used, or, within
+            `strict_annotations`, an annotation is broken.
     """
-    with open(json_file, encoding="utf-8") as file:
-        content = json.load(file)
-    records = {
-        image["id"]: {
-            "file_name": str(Path(image_root) / image["file_name"]),
-            "image_id": image["id"],
-            "height": image["height"],
-            "width": image["width"],
-            "annotations": [],
-        }
-        for image in sorted(content["images"], key=lambda image: image["id"])
-    }
+    coco = read_coco(json_file, needed=("images",))
+    classes = {plain_id(category_id): class_id for category_id, class_id in thing_ids.items()}
     broken = BrokenAnnotations(json_file)
-    for annotation in content["annotations"]:
-        record = records.get(annotation["image_id"])
-        where = f"annotation {annotation['id']} of image {annotation['image_id']}"
-        if record is None:
-            broken.add("annotations of an image that is not listed", where)
-            continue
-        category_id = annotation["category_id"]
-        if category_id not in thing_ids:
-            broken.add("annotations of an unknown category", f"{where}, category {category_id}")
-            continue
-        segmentation = _usable_segmentation(annotation, record, where, broken)
-        if len(annotation.get("bbox") or ()) != 4:
-            broken.add("annotations without a box", where)
-        elif segmentation is not None:
-            converted = _convert(annotation, thing_ids[category_id], segmentation)
-            record["annotations"].append(converted)
+    for stray in coco.strays:
+        broken.add("annotations of an image that is not listed", stray)
+    records = []
+    for image, path, height, width in sized_images(coco, image_root, broken):
+        converted = [_convert(a, classes, height, width, broken) for a in image.annotations]
+        record = {"file_name": str(path), "image_id": image.image_id}
+        record |= {"height": height, "width": width}
+        records.append(record | {"annotations": [a for a in converted if a is not None]})
+    if coco.is_annotated:
+        _require_objects(records, len(coco.annotations), broken)
     broken.report()
-    return list(records.values())
+    return sorted(records, key=lambda record: _id_order(record["image_id"]))
 
 
-def _usable_segmentation(
-    annotation: dict[str, Any], record: dict[str, Any], where: str, broken: BrokenAnnotations
-) -> Any:
-    """Polygons with at least three corners, or a compressed RLE; None, counted, without a mask."""
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict):
-        size = [record["height"], record["width"]]
-        if list(segmentation["size"]) != size:
-            broken.add("annotations whose mask has another size than their image", where)
-            return None
-        is_compressed = not isinstance(segmentation["counts"], list)
-        return segmentation if is_compressed else coco_mask.frPyObjects(segmentation, *size)
-    polygons = [p for p in segmentation or [] if len(p) >= 6 and len(p) % 2 == 0]
-    if not polygons:
-        broken.add("annotations without a polygon", where)
+def _id_order(image_id: int | str) -> tuple[bool, int | str]:
+    """Numbers before text."""
+    return isinstance(image_id, str), image_id
+
+
+def _require_objects(records: list[dict[str, Any]], listed: int, broken: BrokenAnnotations) -> None:
+    """Refuse a file without any object, and warn where most of them are crowds.
+
+    Raises:
+        ValueError: there is none.
+    """
+    usable = [annotation for record in records for annotation in record["annotations"]]
+    crowds = sum(annotation["iscrowd"] for annotation in usable)
+    if crowds and 2 * crowds > len(usable):
+        which = "all" if crowds == len(usable) else f"{crowds} of {len(usable)}"
+        broken.note(
+            f"{which} annotations are crowds (iscrowd 1), which are neither learned nor scored; "
+            "set iscrowd to 0 where they are objects"
+        )
+    if crowds == len(usable):
+        raise ValueError(
+            f"{broken.source}: no object is left of {listed} annotations in {len(records)} images"
+            + "".join(f"; {part}" for part in broken.parts())
+            + ". Repair the file, or take another one."
+        )
+
+
+def _convert(
+    annotation: Mapping[str, Any],
+    classes: Mapping[Any, int],
+    height: int,
+    width: int,
+    broken: BrokenAnnotations,
+) -> dict[str, Any] | None:
+    """An annotation as detectron2 has it; None, counted, where it cannot be used."""
+    category_id = plain_id(annotation.get("category_id"))
+    if category_id not in classes:
+        where = f"{describe(annotation)}, category {annotation.get('category_id')}"
+        broken.add("annotations of an unknown category", where)
         return None
-    return polygons
-
-
-def _convert(annotation: dict[str, Any], class_id: int, segmentation: Any) -> dict[str, Any]:
-    return {
-        "iscrowd": annotation.get("iscrowd", 0),
-        "bbox": annotation["bbox"],
-        "category_id": class_id,
-        "segmentation": segmentation,
+    converted = convert_annotation(annotation, height, width, broken)
+    if converted is None:
+        return None
+    return converted | {
         "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": classes[category_id],
+        "area": object_area({**annotation, **converted}, height, width),
     }
 
 
@@ -401,32 +416,46 @@ def load_coco_panoptic(
     Raises:
         ValueError: if an annotation has an image or a category that is not listed.
     """
-    with open(json_file, encoding="utf-8") as file:
-        content = json.load(file)
-    images = {image["id"]: image for image in content["images"]}
+    coco = read_coco(json_file, needed=("images", "annotations"))
+    if coco.strays:
+        raise ValueError(
+            f"{json_file}: {coco.strays[0]}, which is not in its `images`; make or download the "
+            "file again."
+        )
     records = []
-    for annotation in content["annotations"]:
-        image = images.get(annotation["image_id"])
-        if image is None:
-            raise ValueError(
-                f"{json_file}: an annotation belongs to image {annotation['image_id']!r}, which "
-                "is not in its `images`; make or download the file again."
-            )
-        segments = [
-            _convert_segment(s, thing_ids, stuff_ids, json_file)
-            for s in annotation["segments_info"]
-        ]
+    broken = BrokenAnnotations(json_file)
+    sizes = {image.image_id: found for image, *found in sized_images(coco, image_root, broken)}
+    for annotation in coco.annotations:
+        image = coco.images[plain_id(annotation["image_id"])]
+        if image.image_id not in sizes:
+            continue
+        path, height, width = sizes[image.image_id]
+        segments = _segments_info(annotation, json_file)
         records.append(
             {
-                "file_name": str(Path(image_root) / image["file_name"]),
-                "image_id": image["id"],
-                "height": image["height"],
-                "width": image["width"],
-                "pan_seg_file_name": str(Path(panoptic_root) / annotation["file_name"]),
-                "segments_info": segments,
+                "file_name": str(path),
+                "image_id": image.image_id,
+                "height": height,
+                "width": width,
+                "pan_seg_file_name": str(locate(panoptic_root, annotation["file_name"])),
+                "segments_info": [
+                    _convert_segment(s, thing_ids, stuff_ids, json_file) for s in segments
+                ],
             }
         )
+    broken.report()
     return records
+
+
+def _segments_info(annotation: Mapping[str, Any], json_file: str | Path) -> list[dict[str, Any]]:
+    segments = annotation.get("segments_info")
+    is_list = isinstance(segments, list) and all(isinstance(s, dict) for s in segments)
+    if not is_list or not isinstance(annotation.get("file_name"), str):
+        raise ValueError(
+            f"{json_file}: {describe(annotation)} lacks the file_name of its PNG or a list "
+            "segments_info; this is no panoptic annotation file."
+        )
+    return segments
 
 
 def _convert_segment(
@@ -435,16 +464,18 @@ def _convert_segment(
     stuff_ids: Mapping[int, int],
     json_file: str | Path,
 ) -> dict[str, Any]:
-    category_id = segment["category_id"]
+    category_id, segment_id = plain_id(segment.get("category_id")), plain_id(segment.get("id"))
     isthing = category_id in thing_ids
     if not isthing and category_id not in stuff_ids:
         raise ValueError(
             f"{json_file}: a segment has category {category_id}, which is neither a thing nor a "
             "stuff category of this dataset; the file was made with other categories."
         )
+    if not isinstance(segment_id, int):
+        raise ValueError(f"{json_file}: a segment has the id {segment.get('id')!r}, no number.")
     return {
-        "id": segment["id"],
+        "id": segment_id,
         "category_id": thing_ids[category_id] if isthing else stuff_ids[category_id],
-        "iscrowd": segment.get("iscrowd", 0),
+        "iscrowd": crowd_flag(segment.get("iscrowd")),
         "isthing": isthing,
     }

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from detectron2.config import CfgNode
-from PIL import ExifTags, Image
+from PIL import Image
 
+from rose_d2.data.coco_files import displayed_size, read_coco, read_text, stored_size
 from rose_d2.data.datasets.coco import load_coco_instances
 from rose_d2.data.datasets.registration import (
     BrokenAnnotations,
@@ -18,11 +22,21 @@ from rose_d2.data.datasets.registration import (
     distinct_colors,
     register,
 )
+from rose_d2.data.image_io import ImageReadError, opened_image
 from rose_d2.data.mixture import train_only_on
 from rose_d2.prompts.tasks import TASKS
 
-IGNORE_LABEL = 255
-STUFF_MARK = "stuff"
+IGNORE_LABEL, WIDE_IGNORE_LABEL = 255, 65535
+# Only at the end of a line; other colons belong to the name.
+_STUFF_MARK = re.compile(r"\s*:\s*stuff$", re.IGNORECASE)
+# CamVid's class_dict.csv and CVAT's labelmap.txt.
+_COLOURED = re.compile(r"([^,:]+)[,:] ?(\d{1,3}), ?(\d{1,3}), ?(\d{1,3})(?::[^:]*:[^:]*)?")
+# A dump of id2label.
+_NUMBERED = re.compile(r"\d+\s*[:=,;]")
+_MARKUP = re.compile(r"<[^<>]*>|\[/?INST\]")
+_LONGEST_NAME = 100
+# Images of which one at least has to be there.
+_LOOKED_FOR = 20
 _CHECK_PATHS = "Check the paths you gave for it."
 CUSTOM_NAME = "custom"
 
@@ -66,9 +80,9 @@ def register_custom_coco(name: str, image_root: str | Path, json_file: str | Pat
     """
     image_root, json_file = Path(image_root).expanduser(), Path(json_file).expanduser()
     _require(name, image_root, json_file)
-    categories = _sorted_categories(json_file)
-    classes = _class_names(categories, json_file)
-    ids = {category["id"]: index for index, category in enumerate(categories)}
+    names = _category_names(json_file)
+    classes = list(names.values())
+    ids = {category_id: index for index, category_id in enumerate(names)}
     metadata = {
         **TASKS["instance"].metadata,
         "json_file": str(json_file),
@@ -80,12 +94,25 @@ def register_custom_coco(name: str, image_root: str | Path, json_file: str | Pat
     register(
         DatasetEntry(
             name=name,
-            load=lambda: load_coco_instances(json_file, image_root, ids),
+            load=lambda: _load_coco(json_file, image_root, ids),
             metadata=metadata,
             files=(image_root, json_file),
             how_to_get=_CHECK_PATHS,
         )
     )
+
+
+def _load_coco(
+    json_file: Path, image_root: Path, thing_ids: Mapping[Any, int]
+) -> list[dict[str, Any]]:
+    """The records of a COCO file, whose images are there."""
+    records = load_coco_instances(json_file, image_root, thing_ids)
+    if not any(Path(record["file_name"]).is_file() for record in records[:_LOOKED_FOR]):
+        raise ValueError(
+            f"{json_file} lists images that {image_root} does not have, first "
+            f"{records[0]['file_name']}; give the folder that its file_name is relative to."
+        )
+    return records
 
 
 def register_custom_labels(
@@ -97,9 +124,11 @@ def register_custom_labels(
         name: to use in DATASETS.TRAIN and TEST.
         image_root: folder of the images.
         label_root: folder of the label PNGs, 8-bit grey or palette, named like their images;
-            the value of a pixel is the line number of its class, from 0; 255 is unlabelled.
+            the value of a pixel is the line number of its class, from 0; 255 is unlabelled. Of
+            more than 255 classes the PNGs have 16 bits and 65535 is unlabelled.
         classes_file: text file with one class name per line; a line that ends in ": stuff" is
-            background without a shape of its own ("sky: stuff").
+            background without a shape of its own ("sky: stuff"). With colours ("car,0,0,142") the
+            PNGs may be in these colours.
 
     Raises:
         FileNotFoundError: a path does not exist.
@@ -108,27 +137,48 @@ def register_custom_labels(
     image_root, label_root = Path(image_root).expanduser(), Path(label_root).expanduser()
     classes_file = Path(classes_file).expanduser()
     _require(name, image_root, label_root, classes_file)
-    marked = _read_classes(classes_file)
-    classes = [name for name, _ in marked]
+    listed = _read_classes(classes_file)
+    classes = [entry.name for entry in listed]
+    # 255 is a class where there are as many, which takes 16-bit labels.
+    ignore_label = IGNORE_LABEL if len(classes) <= IGNORE_LABEL else WIDE_IGNORE_LABEL
     metadata = {
         **TASKS["semantic"].metadata,
         "image_root": str(image_root),
         "sem_seg_root": str(label_root),
-        "ignore_label": IGNORE_LABEL,
+        "ignore_label": ignore_label,
         "stuff_classes": classes,
         "stuff_colors": distinct_colors(len(classes)),
         "stuff_dataset_id_to_contiguous_id": {i: i for i in range(len(classes))},
-        "thing_classes": [name for name, is_stuff in marked if not is_stuff],
+        "thing_classes": [entry.name for entry in listed if not entry.is_stuff],
+        "label_colors": [entry.colour for entry in listed] if listed[0].colour else None,
     }
     register(
         DatasetEntry(
             name=name,
-            load=lambda: load_labelled_images(image_root, label_root),
+            load=lambda: _load_labels(image_root, label_root, classes),
             metadata=metadata,
             files=(image_root, label_root, classes_file),
             how_to_get=_CHECK_PATHS,
         )
     )
+
+
+def _load_labels(image_root: Path, label_root: Path, classes: list[str]) -> list[dict[str, Any]]:
+    """The records, with a warning where the labels look like masks of 0 and 255."""
+    records = load_labelled_images(image_root, label_root)
+    found: set[int] = set()
+    for record in records[:_LOOKED_FOR]:
+        with contextlib.suppress(ImageReadError), opened_image(record["sem_seg_file_name"]) as png:
+            found |= set(np.unique(np.asarray(png)).tolist())
+    if found == {0, IGNORE_LABEL} and 1 < len(classes) <= IGNORE_LABEL:
+        seen = BrokenAnnotations(label_root)
+        seen.note(
+            "the label images hold nothing but 0 and 255, but 255 is unlabelled here, so no pixel "
+            f"has class {classes[1]!r}; write the number of the class (1 for the second line) "
+            "instead of 255"
+        )
+        seen.report()
+    return records
 
 
 def read_class_names(path: str | Path) -> list[str]:
@@ -148,8 +198,8 @@ def read_class_names(path: str | Path) -> list[str]:
     if not path.exists():
         raise FileNotFoundError(f"There is no file {str(path)!r} to read class names from.")
     if path.suffix.lower() == ".json":
-        return _class_names(_sorted_categories(path), path)
-    return [name for name, _ in _read_classes(path)]
+        return list(_category_names(path).values())
+    return [entry.name for entry in _read_classes(path)]
 
 
 def load_labelled_images(image_root: Path, label_root: Path) -> list[dict[str, Any]]:
@@ -168,20 +218,27 @@ def load_labelled_images(image_root: Path, label_root: Path) -> list[dict[str, A
     known = Image.registered_extensions()
     broken = BrokenAnnotations(label_root)
     records = []
-    for path in sorted(p for p in image_root.iterdir() if p.suffix.lower() in known):
+    paths = sorted(p for p in image_root.iterdir() if p.suffix.lower() in known)
+    stems = Counter(path.stem for path in paths)
+    for path in paths:
         label_file = label_root / f"{path.stem}.png"
         if not label_file.exists():
             broken.add("images without a label PNG", path.name)
             continue
         try:
-            width, height = _displayed_size(path)
+            shown, labelled = displayed_size(path), displayed_size(label_file)
         except OSError:
-            broken.add("images that cannot be read", path.name)
+            broken.add("images that, or whose label PNG, cannot be read", path.name)
             continue
+        if labelled != shown and not (labelled == shown[::-1] == stored_size(path)):
+            broken.add("images whose label PNG has another size", path.name)
+            continue
+        # A tool that did not know of EXIF rotation drew on the stored pixels.
+        height, width = labelled
         records.append(
             {
                 "file_name": str(path),
-                "image_id": path.stem,
+                "image_id": path.stem if stems[path.stem] == 1 else path.name,
                 "height": height,
                 "width": width,
                 "sem_seg_file_name": str(label_file),
@@ -196,60 +253,87 @@ def load_labelled_images(image_root: Path, label_root: Path) -> list[dict[str, A
     return records
 
 
-def _displayed_size(path: Path) -> tuple[int, int]:
-    """Width and height once the camera's rotation is applied, as when the image is read."""
-    with Image.open(path) as image:
-        is_turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        return image.size[::-1] if is_turned else image.size
-
-
 def _require(name: str, *paths: Path) -> None:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"The custom dataset {name!r} needs {path}, which is missing.")
 
 
-def _read_classes(path: Path) -> list[tuple[str, bool]]:
-    """Names and whether they are stuff, from "sky: stuff" or "car", one a line."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    parts = [line.partition(":") for line in lines]
-    names = _checked_names([name.strip() for name, _, _ in parts], path)
-    marks = [mark.strip().lower() == STUFF_MARK for _, _, mark in parts]
-    return list(zip(names, marks, strict=True))
+class _ListedClass(NamedTuple):
+    """One class of a text file; its colour is RGB, 0 to 255, or None."""
+
+    name: str
+    is_stuff: bool
+    colour: tuple[int, ...] | None
 
 
-def _sorted_categories(json_file: Path) -> list[dict[str, Any]]:
-    return sorted(_read_coco(json_file)["categories"], key=lambda category: category["id"])
+def _read_classes(path: Path) -> list[_ListedClass]:
+    """The classes, one a line: "car", "sky: stuff", or with colours as CamVid and CVAT list them.
 
-
-def _class_names(categories: list[dict[str, Any]], source: Path) -> list[str]:
-    return _checked_names([str(category["name"]) for category in categories], source)
-
-
-def _read_coco(json_file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(json_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{json_file} is not valid JSON ({error}).") from error
-    needed = ("images", "annotations", "categories")
-    missing = [key for key in needed if key not in content] if isinstance(content, dict) else needed
-    if missing:
+    CamVid's lines are "name,r,g,b" under a heading, CVAT's "name:r,g,b:parts:actions".
+    """
+    lines = [" ".join(line.split()) for line in read_text(path).rstrip().splitlines()]
+    with_colours = [line for line in lines if line and not line.startswith("#")]
+    if with_colours and not any(map(str.isdecimal, with_colours[0])):
+        with_colours = with_colours[1:]  # the heading
+    coloured = [_COLOURED.fullmatch(line) for line in with_colours]
+    if coloured and all(coloured):
+        names = _checked_names([m[1].strip() for m in coloured if m], path)
+        rows = [tuple(min(int(m[k]), 255) for k in (2, 3, 4)) for m in coloured if m]
+        return [_ListedClass(n, False, c) for n, c in zip(names, rows, strict=True)]
+    if "" in lines:
         raise ValueError(
-            f"{json_file} lacks {', '.join(missing)}; a COCO instance annotation file has a dict "
-            f"with {', '.join(needed)}."
+            f"Line {lines.index('') + 1} of {path} is empty, but the values of pixels are line "
+            "numbers: write a name there, or remove the line where no pixel has its number."
         )
-    return content
+    marks = [_STUFF_MARK.search(line) for line in lines]
+    names = [line[: m.start()] if m else line for line, m in zip(lines, marks, strict=True)]
+    names = _checked_names(names, path)
+    return [_ListedClass(n, bool(m), None) for n, m in zip(names, marks, strict=True)]
+
+
+def _category_names(json_file: Path) -> dict[Any, str]:
+    """Class name by category id, in the order of the classes."""
+    names = read_coco(json_file).category_names
+    # Numbers before text.
+    ids = sorted(names, key=lambda i: (isinstance(i, str), i))
+    checked = _checked_names([" ".join(names[i].split()) for i in ids], json_file)
+    return dict(zip(ids, checked, strict=True))
 
 
 def _checked_names(names: list[str], source: Path) -> list[str]:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if not names or twice or not all(names) or len(names) > IGNORE_LABEL:
-        wrong = f"the name {twice[0]!r} twice" if twice else f"{len(names)} classes"
+    """The names, if a model can learn to say them.
+
+    Raises:
+        ValueError: there is none, one twice, or one that is no name.
+    """
+    wrong = next(filter(None, map(_what_is_wrong, names)), "")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if not names:
+        wrong = "0 classes"
+    elif all(name.isdecimal() for name in names):
+        wrong = "only numbers"
+    elif twice:
+        wrong = f"the name {twice[0]!r} twice"
+    if wrong:
         raise ValueError(
-            f"{source} has {wrong}; give 1 to {IGNORE_LABEL} different, non-empty names, as a "
-            "person would say them, since they are what the model learns to say."
+            f"{source} has {wrong}; give at least one different, non-empty name a class, as a "
+            "person would say it, since that is what the model learns to say."
         )
     return names
+
+
+def _what_is_wrong(name: str) -> str:
+    """Why something cannot be the name of a class; "" where it can."""
+    if not name:
+        return "an empty name"
+    if len(name) > _LONGEST_NAME:
+        return f"a name of {len(name)} characters ({name[:20]!r}...)"
+    if not name.isprintable():
+        return f"the name {name!r} with characters that nobody can read"
+    if _MARKUP.search(name):
+        return f"the name {name!r}, which looks like a token of the language model"
+    return f"the name {name!r}, which begins with a number" if _NUMBERED.match(name) else ""
 
 
 def add_custom_data_arguments(parser: argparse.ArgumentParser) -> None:

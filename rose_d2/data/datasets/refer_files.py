@@ -8,23 +8,28 @@ broken in them is left out, counted, and reported once per file.
 from __future__ import annotations
 
 import io
-import json
 import pickle
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from detectron2.structures import BoxMode
-from pycocotools import mask as mask_util
 
+from rose_d2.data.coco_files import (
+    CocoImage,
+    convert_annotation,
+    describe,
+    plain_id,
+    read_coco,
+    read_json,
+)
 from rose_d2.data.datasets.registration import BrokenAnnotations
-from rose_d2.structures.mask_codec import segmentation_to_rle
 
 REFERENCE_KEYS = ("ref_id", "ann_id", "image_id", "split", "sentences")
 SENTENCE_KEYS = ("sent", "sent_id")
-INSTANCES_KEYS = ("images", "annotations", "categories")
 # What the unpickler raises on content that is damaged or crafted.
 _UNPICKLING_ERRORS = (
     pickle.UnpicklingError,
@@ -138,7 +143,7 @@ def load_refer_splits(
     records: dict[str, list[dict[str, Any]]] = {split: [] for split in splits}
     for split, part in chosen.items():
         for reference in part:
-            image = images.get(reference["image_id"])
+            image = images.get(plain_id(reference["image_id"]))
             for record in _convert_reference(reference, image, broken):
                 file_name = Path(image_root) / name_image(image.record["file_name"])
                 records[split].append({"file_name": str(file_name)} | record)
@@ -232,6 +237,7 @@ def _find_targets(
     """Positions of the objects a reference is about; None if one of them is not to be had."""
     positions = []
     for ann_id in target_ids(reference):
+        ann_id = plain_id(ann_id)
         position = image.positions.get(ann_id)
         if position is None:
             is_unusable = ann_id in image.unusable_ids
@@ -282,30 +288,51 @@ def read_annotated_images(
     Raises:
         ValueError: if the file is damaged or of another format.
     """
-    instances = _read_instances(path)
+    coco = read_coco(path)
     if thing_ids is None:
-        category_ids = sorted(category["id"] for category in instances["categories"])
+        category_ids = sorted(coco.category_names, key=lambda i: (isinstance(i, str), i))
         thing_ids = {category_id: index for index, category_id in enumerate(category_ids)}
-    wanted = {reference["image_id"] for reference in references}
     # gRefCOCO leaves crowds out of its targets, so there they stay crowds.
     described_ids = {r["ann_id"] for r in references if not isinstance(r["ann_id"], list)}
-    images = {i["id"]: AnnotatedImage(i) for i in instances["images"] if i["id"] in wanted}
     broken = BrokenAnnotations(path)
-    for annotation in instances["annotations"]:
-        image = images.get(annotation["image_id"])
+    images = {}
+    for image_id in dict.fromkeys(plain_id(reference["image_id"]) for reference in references):
+        image = coco.images.get(image_id)
         if image is None:
             continue
-        converted = _convert_annotation(annotation, image.record, thing_ids, broken)
-        if converted is None:
-            image.unusable_ids.add(annotation["id"])
+        if image.height is None or image.width is None:
+            broken.add("images without a size", image.file_name)
             continue
-        # A crowd that somebody describes is an answer, not a region to ignore.
-        if annotation["id"] in described_ids:
-            converted["iscrowd"] = 0
-        image.positions[annotation["id"]] = len(image.annotations)
-        image.annotations.append(converted)
+        images[image_id] = _annotated_image(image, thing_ids, described_ids, broken)
     broken.report()
     return images
+
+
+def _annotated_image(
+    image: CocoImage,
+    thing_ids: Mapping[int, int],
+    described_ids: set[int],
+    broken: BrokenAnnotations,
+) -> AnnotatedImage:
+    """One image with the objects that can be used."""
+    record = {"id": image.image_id, "file_name": image.file_name}
+    annotated = AnnotatedImage(record | {"height": image.height, "width": image.width})
+    own_ids = [plain_id(annotation.get("id")) for annotation in image.annotations]
+    counts = Counter(own_ids)
+    for own_id, annotation in zip(own_ids, image.annotations, strict=True):
+        converted = _convert_annotation(annotation, annotated.record, thing_ids, broken)
+        # Of two annotations with one id nobody can tell which one a reference means.
+        if converted is None or counts[own_id] > 1:
+            annotated.unusable_ids.add(own_id)
+        else:
+            annotated.positions[own_id] = len(annotated.annotations)
+        if converted is None:
+            continue
+        # A crowd that somebody describes is an answer, not a region to ignore.
+        if own_id in described_ids:
+            converted["iscrowd"] = 0
+        annotated.annotations.append(converted)
+    return annotated
 
 
 def target_ids(reference: dict[str, Any]) -> list[int]:
@@ -318,67 +345,22 @@ def target_ids(reference: dict[str, Any]) -> list[int]:
     return [i for i in ann_id if i != -1] if isinstance(ann_id, list) else [ann_id]
 
 
-def read_json(path: Path) -> Any:
-    """Reads an annotation file.
-
-    Raises:
-        ValueError: if it is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); get the file again.") from error
-
-
-def _read_instances(path: Path) -> dict[str, Any]:
-    instances = read_json(path)
-    missing = [key for key in INSTANCES_KEYS if key not in instances]
-    if missing:
-        raise ValueError(
-            f"{path} lacks {', '.join(missing)}: it is not in the COCO instances format; get the "
-            "file again."
-        )
-    return instances
-
-
 def _convert_annotation(
-    annotation: dict[str, Any],
+    annotation: Mapping[str, Any],
     image: dict[str, Any],
     thing_ids: Mapping[int, int],
     broken: BrokenAnnotations,
 ) -> dict[str, Any] | None:
-    where = f"annotation {annotation['id']} of image {image['id']}"
-    category_id = annotation.get("category_id")
+    category_id = plain_id(annotation.get("category_id"))
     if thing_ids and category_id not in thing_ids:
-        broken.add("annotations of an unknown category", f"{where}, category {category_id!r}")
+        where = f"{describe(annotation)}, category {category_id!r}"
+        broken.add("annotations of an unknown category", where)
         return None
-    if len(annotation.get("bbox") or ()) != 4:
-        broken.add("annotations without a box", where)
+    converted = convert_annotation(annotation, image["height"], image["width"], broken)
+    if converted is None:
         return None
-    try:
-        segmentation = _usable_segmentation(annotation.get("segmentation"), image)
-    except ValueError:
-        broken.add("annotations whose mask has another size than their image", where)
-        return None
-    if segmentation is None:
-        broken.add("annotations without a mask", where)
-        return None
-    return {
-        "bbox": annotation["bbox"],
-        "bbox_mode": BoxMode.XYWH_ABS,
-        "category_id": thing_ids.get(category_id, -1),
-        "segmentation": segmentation,
-        "iscrowd": annotation.get("iscrowd", 0),
-    }
-
-
-def _usable_segmentation(segmentation: Any, image: dict[str, Any]) -> Any:
-    """The polygons that enclose something, or one run-length code; None if nothing was drawn."""
-    if isinstance(segmentation, list) and not any(isinstance(s, dict) for s in segmentation):
-        return [p for p in segmentation if len(p) >= 6 and len(p) % 2 == 0] or None
-    # RefCLEF has one object in several run-length codes, which may overlap.
-    code = segmentation_to_rle(segmentation, image["height"], image["width"])
-    return code if code is not None and mask_util.area(code) else None
+    known = {"bbox_mode": BoxMode.XYWH_ABS, "category_id": thing_ids.get(category_id, -1)}
+    return converted | known
 
 
 class _PlainUnpickler(pickle.Unpickler):

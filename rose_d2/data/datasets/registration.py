@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 _ENTRIES: dict[str, DatasetEntry] = {}
 _STRICT: ContextVar[bool] = ContextVar("strict_annotations", default=False)
+_LEFT_OUT: ContextVar[list[tuple[str, str, str]] | None] = ContextVar("left_out", default=None)
+_REPORTED: set[str] = set()
 _GOLDEN_ANGLE = 0.618034
 
 
@@ -130,6 +132,17 @@ def strict_annotations(on: bool = True) -> Iterator[None]:
         _STRICT.reset(token)
 
 
+@contextlib.contextmanager
+def recorded_left_out() -> Iterator[list[tuple[str, str, str]]]:
+    """Within this context all that loaders leave out is listed: (file, reason, which one)."""
+    rows: list[tuple[str, str, str]] = []
+    token = _LEFT_OUT.set(rows)
+    try:
+        yield rows
+    finally:
+        _LEFT_OUT.reset(token)
+
+
 class BrokenAnnotations:
     """Counts what a loader had to leave out of one file.
 
@@ -141,6 +154,7 @@ class BrokenAnnotations:
         self.source = source
         self.counts: dict[str, int] = {}
         self._examples: dict[str, str] = {}
+        self._notes: list[str] = []
 
     def add(self, reason: str, example: str) -> None:
         """Count one annotation that is left out.
@@ -159,16 +173,30 @@ class BrokenAnnotations:
             )
         self.counts[reason] = self.counts.get(reason, 0) + 1
         self._examples.setdefault(reason, example)
+        rows = _LEFT_OUT.get()
+        if rows is not None:
+            rows.append((str(self.source), reason, example))
 
-    def report(self) -> None:
-        """Log one warning with all counts; nothing when everything was sound."""
-        if not self.counts:
-            return
-        parts = [
+    def note(self, sentence: str) -> None:
+        """Report something strange of the whole file beside what is left out."""
+        self._notes.append(sentence)
+
+    def parts(self) -> list[str]:
+        """What to say of the file: the notes, then the counts by reason."""
+        counts = [
             f"{count} {reason} (first: {self._examples[reason]})"
             for reason, count in self.counts.items()
         ]
-        logger.warning("%s: left out %s.", self.source, "; ".join(parts))
+        return [*self._notes, *([f"left out {counts[0]}", *counts[1:]] if counts else [])]
+
+    def report(self) -> None:
+        """Log one warning with all counts, once a process; nothing when everything was sound."""
+        if not self.parts():
+            return
+        sentence = f"{self.source}: {'; '.join(self.parts())}."
+        # A run reads its files several times: to train, to evaluate, to score.
+        logger.log(logging.DEBUG if sentence in _REPORTED else logging.WARNING, sentence)
+        _REPORTED.add(sentence)
 
 
 def distinct_colors(count: int) -> list[list[int]]:

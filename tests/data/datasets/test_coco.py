@@ -137,6 +137,10 @@ def test_sound_annotations_are_those_of_detectron2(root):
     for record in expected:
         for annotation in record["annotations"]:
             annotation["category_id"] = COCO_THING_IDS[annotation["category_id"]]
+    for annotation, listed in zip(expected[1]["annotations"], list_annotations(), strict=True):
+        annotation["area"] = listed["area"]
+        if isinstance(annotation["segmentation"], dict):
+            annotation["segmentation"]["size"] = list(annotation["segmentation"]["size"])
     assert load_coco_instances(path, "pictures", COCO_THING_IDS) == expected
     assert [len(record["annotations"]) for record in expected] == [0, 3]
 
@@ -156,7 +160,7 @@ def break_annotations():
         {"image_id": 99},
         {"category_id": 12},
         {"segmentation": {"size": [30, 20], "counts": [600]}},
-        {"bbox": []},
+        {"bbox": [], "segmentation": None},
     ]
     return good + [{**first, "id": 20 + k, **change} for k, change in enumerate(bad)]
 
@@ -167,16 +171,16 @@ def test_broken_annotations_are_left_out_and_counted_once(tmp_path, caplog):
         records = load_coco_instances(path, "pictures", COCO_THING_IDS)
     assert [len(record["annotations"]) for record in records] == [0, 3]
     (message,) = [record.getMessage() for record in caplog.records]
-    assert "2 annotations without a polygon (first: annotation 20 of image 7)" in message
+    assert "2 annotations with a box but no mask (first: annotation 20 of image 7)" in message
     assert "1 annotations of an image that is not listed" in message
     assert "annotation 23 of image 7, category 12" in message
     assert "1 annotations whose mask has another size" in message
-    assert "1 annotations without a box" in message
+    assert "1 annotations without a mask (first: annotation 25 of image 7)" in message
 
 
 def test_broken_annotations_are_fatal_when_strict(tmp_path):
     path = write_json(tmp_path / "broken.json", break_annotations())
-    with strict_annotations(), pytest.raises(ValueError, match="annotation 20 of image 7"):
+    with strict_annotations(), pytest.raises(ValueError, match="annotation 22 of image 99"):
         load_coco_instances(path, "pictures", COCO_THING_IDS)
 
 

@@ -182,7 +182,7 @@ def test_broken_references_are_left_out_and_counted_in_one_warning(write, caplog
         records = load_refer(folder, "unc", "val", "pictures")
     assert [r["sentence"] for r in records] == ["ok", "the brush"]
     about_annotations, about_references = caplog.messages
-    assert "1 annotations without a mask" in about_annotations
+    assert "1 annotations with a box but no mask" in about_annotations
     assert about_references.startswith(f"{folder / 'refs(unc).p'}: left out ")
     for reason in BROKEN_REFERENCES:
         count = 2 if "sentences" in reason else 1
@@ -309,7 +309,7 @@ BROKEN = {
     "empty code": _referred(63, 18, [_code()]),
     "unknown category": _referred(64, 7, POLYGON),
     "other size": _referred(65, 18, [_code(0, size=(6, 4))]),
-    "no box": _referred(66, 18, POLYGON) | {"bbox": []},
+    "no number": _referred(66, 18, [[0, 0, None, 2, 2, 0]]),
 }
 
 
@@ -378,10 +378,21 @@ def test_broken_annotations_are_left_out_and_counted_in_one_warning(read, tmp_pa
     assert image.unusable_ids == {60, 61, 62, 63, 64, 65, 66}
     (message,) = caplog.messages
     assert message.startswith(f"{tmp_path / 'instances.json'}: left out ")
-    assert "4 annotations without a mask (first: annotation 60 of image 1)" in message
+    assert "4 annotations with a box but no mask (first: annotation 60 of image 1)" in message
     assert "1 annotations of an unknown category (first: annotation 64 of image 1, cat" in message
     assert "1 annotations whose mask has another size than their image (first: an" in message
-    assert "1 annotations without a box (first: annotation 66 of image 1)" in message
+    assert "1 annotations with coordinates that are no numbers (first: annotation 66" in message
+
+
+def test_a_reference_to_one_of_two_annotations_of_one_id_means_none(read):
+    image = read(SOUND, SOUND | {"category_id": 18}, _referred(50, 18, POLYGON))[1]
+    assert len(image.annotations) == 3
+    assert image.positions == {50: 2} and image.unusable_ids == {31}
+
+
+def test_a_missing_box_is_that_of_the_mask(read):
+    (annotation,) = read(SOUND | {"bbox": None})[1].annotations
+    assert annotation["bbox"] == [0, 0, 2, 4]
 
 
 @pytest.mark.parametrize("fault", BROKEN)
@@ -403,7 +414,7 @@ def test_damaged_files_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="instances.json is not valid JSON"):
         read_annotated_images(path, [], None)
     path.write_text('{"images": []}')
-    with pytest.raises(ValueError, match="lacks annotations, categories: it is not in the COCO"):
+    with pytest.raises(ValueError, match="lacks annotations, categories; a COCO"):
         read_annotated_images(path, [], None)
 
 
