@@ -36,6 +36,7 @@ from rose_d2.checkpoint.export import DTYPES, export_bases, export_merged, expor
 from rose_d2.checkpoint.weights import consolidated_to_safetensors, is_consolidated, refuse_shards
 from rose_d2.command_line import add_config_arguments, make_parser, run_main
 from rose_d2.config.read import read_config
+from rose_d2.modeling.mask_head import MaskView
 from rose_d2.predictor.predictor import RosePredictor, find_weights
 
 NUM_PATCHES = 8
@@ -67,14 +68,12 @@ def model_outputs(cfg: CfgNode, model: nn.Module) -> dict[str, torch.Tensor]:
     count = proposals.objectness_logits.shape[1]
     patches = torch.linspace(0, count - 1, NUM_PATCHES).long().to(model.device)
     predictions = model.patch_analyzer.embed(proposals, 0, patches)
-    (masks,) = model.mask_head.decode(
-        sam_features, [predictions], [tuple(item["sam_image"].shape[-2:])]
-    )
+    (drawn,) = model.mask_head.decode(sam_features, [predictions], [MaskView.of(item)])
     outputs = {
         "patch_features": lmm_output.patch_features[0],
         "objectness_logits": proposals.objectness_logits[0],
         "sam_features": sam_features[0],
-        "mask_logits": masks,
+        "mask_logits": drawn.logits,
         "category_embeddings": predictions.category_embeddings,
         "siglip_embeddings": predictions.siglip_embeddings,
         "token_logits": model.backbone.logits(lmm_output.patch_features[0, patches]),

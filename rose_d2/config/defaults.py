@@ -125,6 +125,9 @@ def _add_heads(cfg: CN) -> None:
     cfg.MODEL.MASK_HEAD.IMAGE_SIZE = 1024
     # Also tell SAM where the patch is, by its own encoding of a click; the paper does not.
     cfg.MODEL.MASK_HEAD.POSITION_PROMPT = False
+    # What of the region an instruction speaks of is shown to SAM too, by its own prompts (the paper
+    # shows it to the language model only): none | mask (to be repaired or named) | box | mask_box.
+    cfg.MODEL.MASK_HEAD.REGION_PROMPT = "none"
     # SAM's normalisation, RGB in 0..255.
     cfg.MODEL.MASK_HEAD.PIXEL_MEAN = [123.675, 116.28, 103.53]
     cfg.MODEL.MASK_HEAD.PIXEL_STD = [58.395, 57.12, 57.375]
@@ -174,6 +177,8 @@ def _add_loss(cfg: CN) -> None:
     cfg.MODEL.ROSE.LOSS_WEIGHT.SIGLIP = 1.0
     # Not in the paper: where one object is asked for, its patches against all outside its window.
     cfg.MODEL.ROSE.LOSS_WEIGHT.RANKING = 0.0
+    # Not in the paper: what SAM's IoU head says of its mask, and of the one to be repaired.
+    cfg.MODEL.ROSE.LOSS_WEIGHT.QUALITY = 0.0
 
 
 def _add_input(cfg: CN) -> None:
@@ -345,6 +350,9 @@ def _add_refinement(cfg: CN) -> None:
     # The answering patch must touch the box of the instruction (ours); False takes the patch of
     # highest objectness wherever it is, and leaves it to the model to read the box.
     cfg.TEST.REFINEMENT.WITHIN_BOX = True
+    # The mask to be repaired stays where SAM's IoU head rates it higher than the answer's; the
+    # answer's name counts all the same (ours; needs MODEL.ROSE.LOSS_WEIGHT.QUALITY).
+    cfg.TEST.REFINEMENT.KEEP_BETTER = False
     # Semantic: categories refined per image, by union minus intersection.
     cfg.TEST.REFINEMENT.WORST_CLASSES = 5
     # Semantic, Algorithm 1: recall from which a category counts as found, and the share of its

@@ -35,8 +35,18 @@ _SCORING_KEYS = (
     "TEST.OPEN_METRICS",
     "TEST.RANK_BY_NAME",
 )
-# Keys of training alone that saved predictions of version 0.1.0 do not know.
-_NEW_TRAINING_KEYS = ("INPUT.REFINEMENT.TARGET_BOX_PROB", "INPUT.REFINEMENT.BOX_JITTER")
+# Keys that saved predictions of version 0.1.0 do not know: of training alone, and those that count
+# only where they ask for something else than it did.
+_NEW_TRAINING_KEYS = (
+    "INPUT.REFINEMENT.TARGET_BOX_PROB",
+    "INPUT.REFINEMENT.BOX_JITTER",
+    "MODEL.ROSE.LOSS_WEIGHT.QUALITY",
+)
+_NEW_KEYS = {
+    "MODEL.MASK_HEAD.REGION_PROMPT": "none",
+    "TEST.REFINEMENT.BOX": "prior",
+    "TEST.REFINEMENT.KEEP_BETTER": False,
+}
 _PACKAGES = (
     "rose_d2",
     "torch",
@@ -85,11 +95,14 @@ def prediction_settings(cfg: CfgNode) -> dict[str, Any]:
     """The keys of a config that change what a model with given weights answers, by dotted name."""
     plain = yaml.safe_load(cfg.dump())
     groups = {name: plain[name] for name in _GROUPS}
-    without = [*_PLACE_KEYS, *_SCORING_KEYS, *_NEW_TRAINING_KEYS]
-    # Predictions of version 0.1.0 know no such key: left out where it asks for what they did.
-    if not cfg.TEST.REFINEMENT.ENABLED or cfg.TEST.REFINEMENT.BOX == "prior":
-        without.append("TEST.REFINEMENT.BOX")
-    return {key: value for key, value in _leaves(groups) if key not in without}
+    without = {*_PLACE_KEYS, *_SCORING_KEYS, *_NEW_TRAINING_KEYS}
+    if not cfg.TEST.REFINEMENT.ENABLED:
+        without |= {key for key in _NEW_KEYS if key.startswith("TEST.REFINEMENT.")}
+    return {
+        key: value
+        for key, value in _leaves(groups)
+        if key not in without and (key not in _NEW_KEYS or value != _NEW_KEYS[key])
+    }
 
 
 def _hash(settings: Mapping[str, Any]) -> str:

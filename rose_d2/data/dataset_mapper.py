@@ -100,7 +100,7 @@ class RoseDatasetMapper:
             `image` uint8 (3, I, I), `sam_image` uint8 (3, h, w), `conversation`, the passed-on
             keys and, in training, `instances`, `negative_points`, `ignore_mask`; `candidates`
             where the instruction lists some (training) or names are confined to some (testing);
-            `prior_mask` for tasks about one region.
+            `prior_mask` for tasks about one region, and `named_box` where the instruction has one.
 
         Raises:
             ImageReadError: an image is damaged or not of the annotated size.
@@ -131,6 +131,8 @@ class RoseDatasetMapper:
             mapped["candidates"] = targets.candidates
         if targets.prior_mask is not None:
             mapped["prior_mask"] = targets.prior_mask
+        if targets.named_box is not None:
+            mapped["named_box"] = targets.named_box
         return mapped
 
     def _map_for_test(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -54,6 +54,20 @@ class DrawnRegion:
     others: np.ndarray
 
 
+class RegionQuestion(NamedTuple):
+    """An instruction about a region, and what it speaks of.
+
+    Attributes:
+        instruction: the user's sentence.
+        prior: bool (I, I), without any pixel where there is no prior mask.
+        box: the box it names, None for none.
+    """
+
+    instruction: str
+    prior: np.ndarray
+    box: NormalisedBox | None
+
+
 @dataclass(kw_only=True)
 class OneRegionTargetBuilder(TargetBuilder):
     """Targets of an instruction about one region, from any dataset dict that has masks.
@@ -78,20 +92,17 @@ class OneRegionTargetBuilder(TargetBuilder):
         """All annotated regions of the image, and names by contiguous class."""
         return decode_any(record, metadata, self.size)
 
-    def ask(self, drawn: DrawnRegion, rng: np.random.Generator) -> tuple[str, np.ndarray]:
-        """The instruction for a region and the prior mask it speaks of.
+    def ask(self, drawn: DrawnRegion, rng: np.random.Generator) -> RegionQuestion:
+        """The question about a region.
 
         Args:
             drawn: the region.
             rng: source of randomness.
-
-        Returns:
-            The user's sentence, and bool (I, I), without any pixel where there is no prior.
         """
         raise NotImplementedError
 
     def ask_for_nothing(self, rng: np.random.Generator) -> str:
-        """The instruction for an image without a usable region."""
+        """The instruction for an image without a usable region; it names the whole view."""
         raise NotImplementedError
 
     def build(
@@ -120,11 +131,18 @@ class OneRegionTargetBuilder(TargetBuilder):
                 record.get("sentence"),
                 regions.masks[usable & ~asked],
             )
-            instruction, prior = self.ask(drawn, rng)
+            question = self.ask(drawn, rng)
         else:
-            instruction = self.ask_for_nothing(rng)
-            prior = np.zeros((self.size, self.size), dtype=bool)
-        return self._targets(regions, names, asked, instruction, prior_mask=prior)
+            nothing = np.zeros((self.size, self.size), dtype=bool)
+            question = RegionQuestion(self.ask_for_nothing(rng), nothing, WHOLE_VIEW)
+        return self._targets(
+            regions,
+            names,
+            asked,
+            question.instruction,
+            prior_mask=question.prior,
+            named_box=question.box,
+        )
 
     def _usable(self, regions: AnnotatedRegions) -> np.ndarray:
         """Which regions are large enough, bool (N,)."""
@@ -154,11 +172,12 @@ class RegionTargetBuilder(OneRegionTargetBuilder):
     def settings(cls, cfg: CfgNode) -> dict[str, Any]:
         return {**super().settings(cfg), "mask_prob": cfg.INPUT.REGION_MASK_PROB}
 
-    def ask(self, drawn: DrawnRegion, rng: np.random.Generator) -> tuple[str, np.ndarray]:
+    def ask(self, drawn: DrawnRegion, rng: np.random.Generator) -> RegionQuestion:
         if rng.random() < self.mask_prob:
-            return build_region_instruction(rng=rng), drawn.mask
+            return RegionQuestion(build_region_instruction(rng=rng), drawn.mask, None)
         box = normalised_box(drawn.mask, self.size)
-        return build_region_instruction(box, rng=rng), np.zeros_like(drawn.mask)
+        words = build_region_instruction(box, rng=rng)
+        return RegionQuestion(words, np.zeros_like(drawn.mask), box)
 
     def ask_for_nothing(self, rng: np.random.Generator) -> str:
         return build_region_instruction(WHOLE_VIEW, rng=rng)
@@ -230,13 +249,14 @@ class RefinementTargetBuilder(OneRegionTargetBuilder):
             return decode_classes(record, metadata, self.size), list(metadata.stuff_classes)
         return super().decode(record, metadata)
 
-    def ask(self, drawn: DrawnRegion, rng: np.random.Generator) -> tuple[str, np.ndarray]:
+    def ask(self, drawn: DrawnRegion, rng: np.random.Generator) -> RegionQuestion:
         if drawn.expression is not None:
             return self._ask_again(drawn, drawn.expression, rng)
         situation = str(rng.choice(SITUATIONS, p=self.situation_probs))
         if situation == "missed":
             request = RefinementRequest(situation, self._drawn_box(drawn.mask, rng))
-            return build_refinement_instruction(request, rng=rng), np.zeros_like(drawn.mask)
+            words = build_refinement_instruction(request, rng=rng)
+            return RegionQuestion(words, np.zeros_like(drawn.mask), request.box)
         prior = self._corrupted(drawn.mask, rng)
         box = self._box(drawn.mask, prior, rng)
         if situation == "category" and drawn.wrong_names:
@@ -244,18 +264,18 @@ class RefinementTargetBuilder(OneRegionTargetBuilder):
             request = RefinementRequest("category", box, wrong)
         else:
             request = RefinementRequest("mask", box)
-        return build_refinement_instruction(request, rng=rng), prior
+        return RegionQuestion(build_refinement_instruction(request, rng=rng), prior, box)
 
     def _ask_again(
         self, drawn: DrawnRegion, expression: str, rng: np.random.Generator
-    ) -> tuple[str, np.ndarray]:
+    ) -> RegionQuestion:
         """A second turn about a referring expression."""
         lies_elsewhere = len(drawn.others) > 0 and rng.random() < self.other_object_prob
         shown = drawn.others[int(rng.integers(len(drawn.others)))] if lies_elsewhere else drawn.mask
         prior = self._corrupted(shown, rng)
         box = self._box(drawn.mask, prior, rng)
         request = RefinementRequest("mask", box, expression=expression)
-        return build_refinement_instruction(request, rng=rng), prior
+        return RegionQuestion(build_refinement_instruction(request, rng=rng), prior, box)
 
     def ask_for_nothing(self, rng: np.random.Generator) -> str:
         return build_refinement_instruction(RefinementRequest("missed", WHOLE_VIEW), rng=rng)

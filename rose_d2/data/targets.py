@@ -17,6 +17,7 @@ from rose_d2.layers.masks import mask_centre
 from rose_d2.prompts.conversation import Conversation
 from rose_d2.prompts.instructions import counting_response
 from rose_d2.structures.category_names import CategoryNames
+from rose_d2.structures.segments import NormalisedBox
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Targets:
         candidates: the class names the instruction lists, or None.
         prior_mask: float32 (1, I, I), 0 or 1: the mask the instruction speaks of, zeros if it
             speaks of none; None for tasks without.
+        named_box: the box the instruction names, or None.
     """
 
     instances: Instances
@@ -39,6 +41,7 @@ class Targets:
     ignore_mask: Tensor
     candidates: list[str] | None = None
     prior_mask: Tensor | None = None
+    named_box: NormalisedBox | None = None
 
 
 @dataclass(kw_only=True)
@@ -91,6 +94,7 @@ class TargetBuilder:
         *,
         candidates: list[str] | None = None,
         prior_mask: np.ndarray | None = None,
+        named_box: NormalisedBox | None = None,
     ) -> Targets:
         """Put the targets together.
 
@@ -101,6 +105,7 @@ class TargetBuilder:
             instruction: the user's sentence.
             candidates: names it lists.
             prior_mask: bool (I, I).
+            named_box: see `Targets`.
         """
         # What vanished in the view can neither be predicted nor serve as a negative.
         negative = regions.masks.any(axis=(1, 2)) & ~asked
@@ -115,6 +120,7 @@ class TargetBuilder:
             ignore_mask=torch.from_numpy(regions.ignore),
             candidates=candidates,
             prior_mask=prior,
+            named_box=named_box,
         )
 
     def _response(

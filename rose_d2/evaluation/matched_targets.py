@@ -9,7 +9,7 @@ import torch
 from tqdm import tqdm
 
 from rose_d2.layers.masks import pairwise_mask_iou
-from rose_d2.modeling.mask_head import view_size
+from rose_d2.modeling.mask_head import MaskView
 from rose_d2.modeling.meta_arch.rose import ROSE
 from rose_d2.modeling.patch_analyzer import ROLES
 from rose_d2.structures.patches import QueryProposals
@@ -82,9 +82,9 @@ def _evaluate_image(
     patches = torch.stack([patch[logits[patch].argmax()] for patch in own])
     predictions = model.patch_analyzer.embed(proposals, index, patches)
     embedding = sam_features[index : index + 1]
-    input_size = view_size(item)
-    (low_res,) = model.mask_head.decode(embedding, [predictions], [input_size])
-    masks = model.mask_head.upscale(low_res, input_size, instances.image_size) > 0
+    view = MaskView.of(item)
+    (drawn,) = model.mask_head.decode(embedding, [predictions], [view])
+    masks = model.mask_head.upscale(drawn.logits, view.size, instances.image_size) > 0
     ious = pairwise_mask_iou(masks, instances.gt_masks.tensor[objects]).diagonal()
     names = model.inference.category_decoder.generate(predictions.category_embeddings).names
     truth = instances.gt_category_names[objects]

@@ -41,6 +41,21 @@ def pairwise_mask_iou(masks_a: Tensor, masks_b: Tensor) -> Tensor:
     return intersection.float() / union.clamp(min=1)
 
 
+def paired_mask_iou(masks_a: Tensor, masks_b: Tensor) -> Tensor:
+    """IoU of each mask with the one at its place.
+
+    Args:
+        masks_a: bool (N, H, W), or (1, H, W) for the same one N times.
+        masks_b: bool (N, H, W).
+
+    Returns:
+        float32 (N,); 0 for two empty masks.
+    """
+    both = (masks_a & masks_b).sum(dim=(1, 2))
+    either = (masks_a | masks_b).sum(dim=(1, 2))
+    return both / either.clamp(min=1)
+
+
 def mask_areas(masks: Tensor) -> Tensor:
     """Number of pixels of each mask.
 

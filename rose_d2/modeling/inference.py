@@ -14,7 +14,7 @@ from detectron2.structures import Instances
 from rose_d2.layers.masks import mask_nms
 from rose_d2.modeling.assignment import patches_touching, select_patches
 from rose_d2.modeling.category_decoder import CandidateTrie, CategoryDecoder
-from rose_d2.modeling.mask_head import MaskHead, view_size
+from rose_d2.modeling.mask_head import MaskHead, MaskView, view_size
 from rose_d2.modeling.patch_analyzer import ANY_ROLE, STUFF_ROLE, PatchAnalyzer
 from rose_d2.modeling.postprocessing import (
     classes_at,
@@ -38,6 +38,8 @@ from rose_d2.vocabulary.vocabulary import (
 OTHER_NAME = "other"
 # Fields of the candidates that only inference itself needs.
 _INTERNAL_FIELDS = ("low_res_masks", "category_embeddings", "siglip_embeddings")
+# Fields by which a second turn is judged.
+_QUALITY_FIELDS = ("mask_quality", "prior_quality")
 
 
 class Inference:
@@ -140,10 +142,12 @@ class Inference:
         patches = self._select(proposals, index, item, self.grid)
         predictions = self.patch_analyzer.embed(proposals, index, patches)
         embedding = image_embeddings[index : index + 1]
-        (low_res,) = self.mask_head.decode(embedding, [predictions], [view_size(item)])
+        (drawn,) = self.mask_head.decode(embedding, [predictions], [MaskView.of(item)])
         candidates = Instances((item["height"], item["width"]))
         candidates.scores = predictions.scores
-        candidates.low_res_masks = low_res
+        candidates.low_res_masks = drawn.logits
+        candidates.mask_quality = drawn.quality.float()
+        candidates.prior_quality = drawn.prior_quality.float()
         candidates.pred_roles = self._roles(proposals, patches)
         candidates.pred_patches = patches
         candidates.category_embeddings = predictions.category_embeddings
@@ -182,7 +186,8 @@ class Inference:
         candidates.mask_logits = self.mask_head.upscale(
             candidates.low_res_masks, view_size(item), candidates.image_size
         )
-        for field in _INTERNAL_FIELDS:
+        has_one_answer = TASKS[item["task"]].has_one_answer
+        for field in (*_INTERNAL_FIELDS, *(() if has_one_answer else _QUALITY_FIELDS)):
             candidates.remove(field)
         return self._outputs(candidates, item)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -24,9 +27,51 @@ from torch import nn
 
 from rose_d2.layers.masks import mask_coverage, resize_masks
 from rose_d2.structures.patches import PatchPredictions
+from rose_d2.structures.segments import BOX_SCALE, NormalisedBox
 
 OFFICIAL = ("vit_h", "vit_l", "vit_b")
 OFFICIAL_IMAGE_SIZE = 1024
+# What SAM is shown of the region an instruction speaks of.
+REGION_PROMPTS = ("none", "mask", "box", "mask_box")
+# SAM's mask prompt holds logits of an earlier prediction. This one stands for a pixel that is
+# surely inside; SAM's own confident logits lie between about 5 and 20.
+_SURE_LOGIT = 8.0
+
+
+@dataclass(frozen=True)
+class MaskView:
+    """What a mask head is told of an image besides its embedding.
+
+    Attributes:
+        size: (h, w) of the view given to `encode`.
+        prior_mask: float (1, I, I), 0 or 1, in the language model's square view of the same image:
+            the mask the instruction speaks of; None or zeros where it speaks of none.
+        named_box: the box the instruction names, None for none.
+    """
+
+    size: tuple[int, int]
+    prior_mask: torch.Tensor | None = None
+    named_box: NormalisedBox | None = None
+
+    @classmethod
+    def of(cls, item: dict) -> MaskView:
+        """Read one of `batched_inputs`."""
+        return cls(view_size(item), item.get("prior_mask"), item.get("named_box"))
+
+
+@dataclass(frozen=True)
+class DrawnMasks:
+    """Masks of K candidates of one image.
+
+    Attributes:
+        logits: (K, m, m), low resolution.
+        quality: (K,) what the head thinks the mask's IoU with its object is, about 0 to 1.
+        prior_quality: (K,) the same of the prior mask; without meaning where there is none.
+    """
+
+    logits: torch.Tensor
+    quality: torch.Tensor
+    prior_quality: torch.Tensor
 
 
 class MaskHead(Protocol):
@@ -50,17 +95,17 @@ class MaskHead(Protocol):
         self,
         image_embeddings: torch.Tensor,
         predictions: list[PatchPredictions],
-        input_sizes: list[tuple[int, int]],
-    ) -> list[torch.Tensor]:
+        views: list[MaskView],
+    ) -> list[DrawnMasks]:
         """Masks of every image's candidates.
 
         Args:
             image_embeddings: (B, E, g, g).
             predictions: B times K_i candidates with their mask embeddings.
-            input_sizes: B times (h, w) of the views given to `encode`.
+            views: of the B images.
 
         Returns:
-            B tensors (K_i, m, m) of low-resolution logits; (0, m, m) where K_i is 0.
+            Of the B images; empty where K_i is 0.
         """
 
     def upscale(
@@ -126,6 +171,8 @@ class SAMMaskHead(nn.Module):
         pixel_mean: list[float],
         pixel_std: list[float],
         position_prompt: bool = False,
+        region_prompt: str = "none",
+        learns_quality: bool = False,
     ) -> None:
         """
         Args:
@@ -134,12 +181,26 @@ class SAMMaskHead(nn.Module):
             pixel_std: per channel.
             position_prompt: add SAM's own encoding of the patch's centre to its mask embedding,
                 as SAM adds it to the embedding of a click.
+            region_prompt: what SAM is shown, by its own prompts, of the region that the instruction
+                speaks of, one of `REGION_PROMPTS`.
+            learns_quality: the predicted qualities have a loss.
+
+        Raises:
+            ValueError: `region_prompt` is unknown.
         """
         super().__init__()
+        if region_prompt not in REGION_PROMPTS:
+            raise ValueError(
+                f"MODEL.MASK_HEAD.REGION_PROMPT is {region_prompt!r}; choose one of "
+                f"{', '.join(REGION_PROMPTS)}."
+            )
         self.image_encoder = sam.image_encoder
         self.prompt_encoder = sam.prompt_encoder
         self.mask_decoder = sam.mask_decoder
         self.position_prompt = position_prompt
+        self.mask_prompt = region_prompt in ("mask", "mask_box")
+        self.box_prompt = region_prompt in ("box", "mask_box")
+        self.learns_quality = learns_quality
         self.image_size = sam.image_encoder.img_size
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), False)
@@ -151,6 +212,8 @@ class SAMMaskHead(nn.Module):
             "pixel_mean": cfg.MODEL.MASK_HEAD.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.MASK_HEAD.PIXEL_STD,
             "position_prompt": cfg.MODEL.MASK_HEAD.POSITION_PROMPT,
+            "region_prompt": cfg.MODEL.MASK_HEAD.REGION_PROMPT,
+            "learns_quality": cfg.MODEL.ROSE.LOSS_WEIGHT.QUALITY > 0,
         }
 
     @property
@@ -177,14 +240,12 @@ class SAMMaskHead(nn.Module):
         self,
         image_embeddings: torch.Tensor,
         predictions: list[PatchPredictions],
-        input_sizes: list[tuple[int, int]],
-    ) -> list[torch.Tensor]:
+        views: list[MaskView],
+    ) -> list[DrawnMasks]:
         """See `MaskHead.decode`: logits in the padded frame."""
         return [
-            self._decode_one(image[None], self._prompts(candidates, size))
-            for image, candidates, size in zip(
-                image_embeddings, predictions, input_sizes, strict=True
-            )
+            self._decode_one(image[None], self._sparse(candidates, view), self._dense(view))
+            for image, candidates, view in zip(image_embeddings, predictions, views, strict=True)
         ]
 
     def upscale(
@@ -213,21 +274,27 @@ class SAMMaskHead(nn.Module):
         """See `MaskHead.parts`."""
         return {
             "sam_image_encoder": list(self.image_encoder.named_parameters()),
-            # With embeddings as the only prompts, just the "no mask" vector is used.
             "sam_prompt_encoder": [
                 (name, parameter)
                 for name, parameter in self.prompt_encoder.named_parameters()
-                if name.startswith("no_mask_embed.")
+                if name.startswith(self._used_prompts())
             ],
-            # Neither the predicted IoU is used (objectness is the score), nor any but the first
-            # of the masks per prompt.
+            # Of the masks per prompt, only the first is used.
             "sam_mask_decoder": [
                 (name, parameter)
                 for name, parameter in self.mask_decoder.named_parameters()
                 if name.startswith("output_hypernetworks_mlps.0.")
                 or not name.startswith(("iou_prediction_head.", "output_hypernetworks_mlps."))
+                or (self.learns_quality and name.startswith("iou_prediction_head."))
             ],
         }
+
+    def _used_prompts(self) -> tuple[str, ...]:
+        """Prefixes of the prompt encoder's parameters that masks depend on."""
+        masks = ("mask_downscaling.",) if self.mask_prompt else ()
+        # Its embeddings of a click inside, a click outside and a box's two corners.
+        boxes = ("point_embeddings.2.", "point_embeddings.3.") if self.box_prompt else ()
+        return ("no_mask_embed.", *masks, *boxes)
 
     def _pad(self, image: torch.Tensor) -> torch.Tensor:
         height, width = image.shape[-2:]
@@ -238,8 +305,46 @@ class SAMMaskHead(nn.Module):
         normalised = (image.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         return F.pad(normalised, (0, self.image_size - width, 0, self.image_size - height))
 
-    def _prompts(self, candidates: PatchPredictions, input_size: tuple[int, int]) -> torch.Tensor:
-        """Sparse prompts (K, E)."""
+    def _sparse(self, candidates: PatchPredictions, view: MaskView) -> torch.Tensor:
+        """Sparse prompts (K, 1, E), or (K, 3, E) with the corners of a box."""
+        prompts = self._positioned(candidates, view.size)[:, None]
+        if not self.box_prompt:
+            return prompts
+        corners = self._corners(view).expand(len(prompts), -1, -1)  # (K, 2, E)
+        if view.named_box is None:
+            return prompts + 0 * corners[:, :1]  # see `Supervisor`: every module runs
+        return torch.cat([prompts, corners], dim=1)
+
+    def _corners(self, view: MaskView) -> torch.Tensor:
+        """SAM's embedding of the named box, (1, 2, E)."""
+        height, width = view.size
+        box = view.named_box or (0, 0, BOX_SCALE, BOX_SCALE)
+        edges = torch.tensor([box], dtype=torch.float32, device=self.pixel_mean.device)
+        edges = edges * edges.new_tensor([width, height, width, height]) / BOX_SCALE
+        # In full precision, as positions are.
+        with torch.autocast(edges.device.type, enabled=False):
+            corners, _ = self.prompt_encoder(points=None, boxes=edges, masks=None)
+        return corners
+
+    def _dense(self, view: MaskView) -> torch.Tensor:
+        """Dense prompt (1, E, g, g): the prior mask, or SAM's vector for none."""
+        _, no_mask = self.prompt_encoder(points=None, boxes=None, masks=None)
+        if not self.mask_prompt:
+            return no_mask
+        device, prior = self.pixel_mean.device, view.prior_mask
+        has_prior = prior is not None and bool(prior.any())
+        if prior is None:
+            prior = torch.zeros(1, self.mask_side, self.mask_side)
+        coverage, _ = self.targets(prior.to(device) > 0.5, view.size)  # (1, m, m)
+        logits = _SURE_LOGIT * (2 * coverage[None] - 1)
+        dtype = self.prompt_encoder.mask_downscaling[0].weight.dtype
+        _, shown = self.prompt_encoder(points=None, boxes=None, masks=logits.to(dtype))
+        return shown + 0 * no_mask if has_prior else no_mask + 0 * shown
+
+    def _positioned(
+        self, candidates: PatchPredictions, input_size: tuple[int, int]
+    ) -> torch.Tensor:
+        """Mask embeddings (K, E), with the places of their patches if SAM is told."""
         if not self.position_prompt:
             return candidates.mask_embeddings
         height, width = input_size
@@ -250,18 +355,36 @@ class SAMMaskHead(nn.Module):
             positions = self.prompt_encoder.pe_layer.forward_with_coords(points[None], square)[0]
         return candidates.mask_embeddings + positions
 
-    def _decode_one(self, image_embedding: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor:
-        if not len(prompts):
-            return image_embedding.new_zeros(0, self.mask_side, self.mask_side)
-        _, no_mask = self.prompt_encoder(points=None, boxes=None, masks=None)  # (1, E, g, g)
-        masks, _ = self.mask_decoder(
-            image_embeddings=image_embedding,
-            image_pe=self.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=prompts[:, None].to(image_embedding.dtype),  # (K, 1, E)
-            dense_prompt_embeddings=no_mask.expand(len(prompts), -1, -1, -1),
-            multimask_output=False,
-        )
-        return masks[:, 0]  # (K, m, m)
+    def _decode_one(
+        self, image_embedding: torch.Tensor, sparse: torch.Tensor, dense: torch.Tensor
+    ) -> DrawnMasks:
+        if not len(sparse):
+            side = self.mask_side
+            none = image_embedding.new_zeros(0)
+            return DrawnMasks(image_embedding.new_zeros(0, side, side), none, none)
+        with outputs_of(self.mask_decoder.iou_prediction_head) as ratings:
+            masks, _ = self.mask_decoder(
+                image_embeddings=image_embedding,
+                image_pe=self.prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse.to(image_embedding.dtype),
+                dense_prompt_embeddings=dense.expand(len(sparse), -1, -1, -1),
+                multimask_output=False,
+            )
+        # The head rates three more masks, which SAM draws where a prompt is ambiguous; none of them
+        # is used here, and the rating of the first is learned for the prior mask.
+        (quality,) = ratings
+        return DrawnMasks(masks[:, 0], quality[:, 0], quality[:, 1])
+
+
+@contextmanager
+def outputs_of(module: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Collect what a module returns while the block runs."""
+    outputs: list[torch.Tensor] = []
+    handle = module.register_forward_hook(lambda _, inputs, output: outputs.append(output))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
 
 
 def build_sam(cfg: CfgNode) -> Sam:

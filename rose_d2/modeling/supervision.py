@@ -22,6 +22,7 @@ from rose_d2.layers.losses import (
     sigmoid_bce_mask_loss,
     text_cross_entropy,
 )
+from rose_d2.layers.masks import paired_mask_iou
 from rose_d2.modeling.assignment import (
     NegativeCounts,
     PatchAssigner,
@@ -31,7 +32,7 @@ from rose_d2.modeling.assignment import (
 )
 from rose_d2.modeling.backbone.lmm import LMMOutput
 from rose_d2.modeling.category_decoder import CategoryDecoder
-from rose_d2.modeling.mask_head import MaskHead, view_size
+from rose_d2.modeling.mask_head import DrawnMasks, MaskHead, MaskView, view_size
 from rose_d2.modeling.patch_analyzer import PatchAnalyzer, SuperPatchLayout
 from rose_d2.prompts.tasks import TASKS
 from rose_d2.structures.category_names import CategoryNames
@@ -147,7 +148,7 @@ class Supervisor:
             for index, (patches, _, _) in enumerate(pairs)
         ]
         masks = self.mask_head.decode(
-            image_embeddings, predictions, [view_size(item) for item in batched_inputs]
+            image_embeddings, predictions, [MaskView.of(item) for item in batched_inputs]
         )
         names = self._names(instances, pairs)
         category_losses = self._category_losses(predictions, names)
@@ -220,7 +221,7 @@ class Supervisor:
         instances: Instances,
         pair: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
         prediction: PatchPredictions,
-        mask_logits: torch.Tensor,
+        drawn: DrawnMasks,
         names: CategoryNames,
         category_losses: torch.Tensor,
     ) -> PairSupervision:
@@ -232,16 +233,38 @@ class Supervisor:
         bank_names = self._bank_names(item["dataset_name"], names)
         row_of = {name: row for row, name in enumerate(bank_names)}
         rows = [row_of[name or NO_TARGET_NAME] for name in names]
+        device = drawn.logits.device
         return PairSupervision(
-            mask_logits=mask_logits,
+            mask_logits=drawn.logits,
             mask_targets=targets[objects],
             valid=valid,
             category_losses=category_losses,
+            quality_losses=self._quality_losses(item, drawn, masks[objects]),
             siglip_embeddings=prediction.siglip_embeddings,
-            siglip_bank=self.text_embeddings(bank_names).to(mask_logits.device),
-            siglip_targets=torch.tensor(rows, device=mask_logits.device),
+            siglip_bank=self.text_embeddings(bank_names).to(device),
+            siglip_targets=torch.tensor(rows, device=device),
             weights=weights,
         )
+
+    def _quality_losses(self, item: dict, drawn: DrawnMasks, masks: torch.Tensor) -> torch.Tensor:
+        """Squared errors (M,) of the IoUs that the head predicts (segment-anything's IoU loss).
+
+        Args:
+            item: one of `batched_inputs`.
+            drawn: M masks.
+            masks: bool (M, I, I), their objects.
+        """
+        quality, prior_quality = drawn.quality.float(), drawn.prior_quality.float()
+        if not self.criterion.weights.quality:
+            return 0 * quality
+        with torch.no_grad():
+            logits = self.mask_head.upscale(drawn.logits, view_size(item), masks.shape[-2:])
+            ious = paired_mask_iou(logits > 0, masks)
+        errors = (quality - ious) ** 2
+        prior = item.get("prior_mask")
+        if prior is None or not prior.any():
+            return errors + 0 * prior_quality
+        return errors + (prior_quality - paired_mask_iou(prior.to(masks.device) > 0.5, masks)) ** 2
 
     def _bank_names(self, dataset_name: str, names: CategoryNames) -> tuple[str, ...]:
         """The dataset's own vocabulary, equal names merged, and whatever else is named here."""
@@ -311,6 +334,7 @@ class LossWeights:
     objectness: float = 1.0
     siglip: float = 1.0
     ranking: float = 0.0
+    quality: float = 0.0
 
 
 @dataclass
@@ -322,6 +346,7 @@ class PairSupervision:
         mask_targets: (M, m, m) in 0..1.
         valid: (m, m) bool, False on padding.
         category_losses: (M,) cross entropy of each pair's name.
+        quality_losses: (M,) squared errors of the predicted IoUs.
         siglip_embeddings: (M, T) predictions.
         siglip_bank: (C, T) embeddings of the sample's vocabulary.
         siglip_targets: (M,) long rows of the bank.
@@ -332,6 +357,7 @@ class PairSupervision:
     mask_targets: torch.Tensor
     valid: torch.Tensor
     category_losses: torch.Tensor
+    quality_losses: torch.Tensor
     siglip_embeddings: torch.Tensor
     siglip_bank: torch.Tensor
     siglip_targets: torch.Tensor
@@ -400,7 +426,7 @@ class RoseCriterion:
         return self.weights.ranking * torch.stack(terms)
 
     def pairs(self, images: list[PairSupervision]) -> dict[str, torch.Tensor]:
-        """Mask, name and SigLIP losses (B,) of the matched patches of B images."""
+        """Mask, name, SigLIP and quality losses (B,) of the matched patches of B images."""
         terms = [self._pairs_of_image(image) for image in images]
         factors = {
             "loss_mask_bce": self.weights.mask_bce,
@@ -408,6 +434,8 @@ class RoseCriterion:
             "loss_category": self.weights.category,
             "loss_siglip": self.weights.siglip,
         }
+        if self.weights.quality:
+            factors["loss_quality"] = self.weights.quality
         return {
             name: factor * torch.stack([term[name] for term in terms])
             for name, factor in factors.items()
@@ -428,4 +456,5 @@ class RoseCriterion:
             "loss_mask_dice": (dice * share).sum(),
             "loss_category": (image.category_losses * share).sum(),
             "loss_siglip": (siglip * share).sum(),
+            "loss_quality": (image.quality_losses * share).sum(),
         }

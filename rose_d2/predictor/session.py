@@ -30,7 +30,7 @@ from rose_d2.predictor.session_state import (
 )
 from rose_d2.prompts.conversation import Conversation
 from rose_d2.prompts.instructions import build_region_instruction, normalised_box
-from rose_d2.refinement.regions import mask_in_view
+from rose_d2.refinement.regions import better_of_both, keeps_better, mask_in_view
 from rose_d2.structures.patches import ImageFeatures
 from rose_d2.structures.segments import NormalisedBox, RefinementRequest, Segment
 
@@ -83,6 +83,7 @@ class RoseSession:
         self._model = SessionModel(
             model, image_input(cfg, image), within_box=cfg.TEST.REFINEMENT.WITHIN_BOX
         )
+        self._keep_better = keeps_better(cfg)
         self._state = SessionState(uuid.uuid4().hex) if state is None else state
         self.image = image.copy()
         self.image.flags.writeable = False
@@ -169,7 +170,9 @@ class RoseSession:
         words = refinement_words(text, request)
         # What was asked for with an expression may lie elsewhere.
         within = box if request.expression is None else None
-        output = self._model.ask_about_region("refinement", words, within, prior)
+        output = self._model.ask_about_region("refinement", words, within, prior, named=box)
+        if self._keep_better:
+            output = better_of_both(output, torch.from_numpy(old.mask.copy()))
         found = segments_from_output(output, "refinement")
         if request.situation == "mask" and old.category_name:
             names = {"category_name": old.category_name, "name_score": old.name_score}
@@ -190,7 +193,7 @@ class RoseSession:
         request = RefinementRequest("missed", normalised_box(as_box(box, self.size), self.size))
         text = None if text is None else check_text(text)
         words = refinement_words(text, request)
-        output = self._model.ask_about_region("refinement", words, request.box)
+        output = self._model.ask_about_region("refinement", words, request.box, named=request.box)
         turn = Turn("user", text or words, sent=words)
         return self._state.answer(
             turn, segments_from_output(output, "refinement"), output.get("text")
@@ -214,8 +217,9 @@ class RoseSession:
         else:
             prior = self._model.view(mask)
             box = normalised_box(prior.numpy(), prior.shape[0])
-        words = build_region_instruction(box if mask is None else None)
-        output = self._model.ask_about_region("region", words, box, prior)
+        named = box if mask is None else None
+        words = build_region_instruction(named)
+        output = self._model.ask_about_region("region", words, box, prior, named=named)
         found = segments_from_output(output, "region")
         if mask is not None:
             found = [dataclasses.replace(new, mask=mask) for new in found]
@@ -321,7 +325,13 @@ class SessionModel:
         return output
 
     def ask_about_region(
-        self, task: str, words: str, box: NormalisedBox | None, prior: Tensor | None = None
+        self,
+        task: str,
+        words: str,
+        box: NormalisedBox | None,
+        prior: Tensor | None = None,
+        *,
+        named: NormalisedBox | None = None,
     ) -> dict[str, Any]:
         """The model's output for a question about one region.
 
@@ -330,8 +340,11 @@ class SessionModel:
             words: the instruction.
             box: where the answer lies; None where it may lie anywhere.
             prior: bool (I, I), the mask to be repaired or named.
+            named: the box in the instruction.
         """
         question: dict[str, Any] = {"task": task, "conversation": Conversation(words)}
+        if named is not None:
+            question["named_box"] = named
         if box is not None and self._within_box:
             question["answer_box"] = box
         if prior is not None:

@@ -13,7 +13,7 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from rose_d2.evaluation.ground_truth import GroundTruthObjects, ReferringTarget
-from rose_d2.layers.masks import mask_coverage, pairwise_mask_iou
+from rose_d2.layers.masks import mask_coverage, masks_to_boxes, pairwise_mask_iou
 from rose_d2.prompts.conversation import Conversation
 from rose_d2.prompts.instructions import build_refinement_instruction, normalised_box
 from rose_d2.structures.segments import NormalisedBox, RefinementRequest
@@ -122,6 +122,7 @@ def refinement_input(
         "task": TASK,
         "conversation": Conversation(build_refinement_instruction(request)),
         "prior_mask": prior[None].float(),
+        "named_box": words,
         **({"answer_box": words} if within_box and is_trusted else {}),
     }
 
@@ -448,6 +449,43 @@ def judge_instance(predicted_class: int, true_class: int | None) -> str:
     return "mask" if predicted_class >= 0 and predicted_class == true_class else "category"
 
 
+def keeps_better(cfg: CfgNode) -> bool:
+    """Read TEST.REFINEMENT.KEEP_BETTER.
+
+    Raises:
+        ValueError: it is on for a model that has not learned to rate masks.
+    """
+    if cfg.TEST.REFINEMENT.KEEP_BETTER and not cfg.MODEL.ROSE.LOSS_WEIGHT.QUALITY > 0:
+        raise ValueError(
+            "TEST.REFINEMENT.KEEP_BETTER is True, but MODEL.ROSE.LOSS_WEIGHT.QUALITY is "
+            f"{cfg.MODEL.ROSE.LOSS_WEIGHT.QUALITY}: the model has not learned to rate masks. Train "
+            "it with a weight above 0, or leave KEEP_BETTER off."
+        )
+    return cfg.TEST.REFINEMENT.KEEP_BETTER
+
+
+def better_of_both(answer: dict, prior: Tensor) -> dict:
+    """The answer to a second turn, with the mask that was to be repaired where it is rated higher.
+
+    Args:
+        answer: the model's output for a question about one region.
+        prior: bool (H, W), the mask to be repaired.
+
+    Returns:
+        The answer, or a copy of it with the prior's mask; its name stays.
+    """
+    instances = answer["instances"]
+    if not len(instances) or not bool((instances.prior_quality > instances.mask_quality)[0]):
+        return answer
+    masks = prior[None].to(instances.pred_masks.device)
+    fields = {**instances.get_fields(), "pred_masks": masks, "pred_boxes": masks_to_boxes(masks)}
+    return {
+        **answer,
+        "ref_seg": masks[0],
+        "instances": Instances(instances.image_size, **fields),
+    }
+
+
 @dataclass(frozen=True)
 class RefinementSettings:
     """How much is refined, and the thresholds of the paper's rules; see `config/defaults.py`.
@@ -459,6 +497,7 @@ class RefinementSettings:
     rounds: int = 1
     box: str = "target"
     within_box: bool = True
+    keep_better: bool = False
     worst_classes: int = 5
     recall_threshold: float = 0.2
     confusion_share: float = 0.5
@@ -486,6 +525,7 @@ class RefinementSettings:
             rounds=refinement.ROUNDS,
             box=refinement.BOX,
             within_box=refinement.WITHIN_BOX,
+            keep_better=keeps_better(cfg),
             worst_classes=refinement.WORST_CLASSES,
             recall_threshold=refinement.RECALL_THRESH,
             confusion_share=refinement.CONFUSION_SHARE,

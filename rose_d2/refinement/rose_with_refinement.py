@@ -10,7 +10,12 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rose_d2.evaluation.ground_truth import DatasetGroundTruth
-from rose_d2.refinement.regions import RefinementSettings, RegionRefinement, refinement_input
+from rose_d2.refinement.regions import (
+    RefinementSettings,
+    RegionRefinement,
+    better_of_both,
+    refinement_input,
+)
 from rose_d2.refinement.tasks import TASK_REFINEMENTS, TaskRefinement, answer_class, is_answered
 
 # What the instances say about other levels of the vocabulary than the headline's.
@@ -126,6 +131,12 @@ class ROSEWithRefinement(nn.Module):
         answers: list[dict] = []
         for start in range(0, len(turns), self.batch_size):
             answers += self.model(turns[start : start + self.batch_size])
+        if self.settings.keep_better:
+            priors = [region.prior for asked in regions for region in asked]
+            answers = [
+                answer if prior is None else better_of_both(answer, prior)
+                for answer, prior in zip(answers, priors, strict=True)
+            ]
         rest = iter(answers)
         return [[next(rest) for _ in asked] for asked in regions]
 

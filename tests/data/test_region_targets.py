@@ -176,10 +176,11 @@ def test_a_region_is_prompted_for_by_its_mask_or_by_its_box(scene):
         by_mask = build(scene["panoptic"], seed, task="region", mask_prob=1.0)
         assert torch.equal(by_mask.prior_mask[0].bool(), true_mask(by_mask))
         assert "mask" in by_mask.conversation.instruction
-        assert "[" not in by_mask.conversation.instruction
+        assert "[" not in by_mask.conversation.instruction and by_mask.named_box is None
         by_box = build(scene["panoptic"], seed, task="region", mask_prob=0.0)
         assert not by_box.prior_mask.any()
         box = box_in_words(true_mask(by_box).numpy(), 20)
+        assert box == str(list(by_box.named_box))
         assert box in by_box.conversation.instruction
         assert by_box.conversation.response == f"There are 1 {only_name(by_box)} in this image."
     both = [build(scene["panoptic"], s, task="region").prior_mask.any() for s in range(100)]
@@ -372,6 +373,7 @@ def test_a_mirrored_sample_fits_its_image(scene, registered_scenes, source):
                 assert iou(prior, mask) >= 0.8
             if task == "refinement":
                 assert box_in_words(prior.numpy(), 20) in item["conversation"].instruction
+                assert str(list(item["named_box"])) in item["conversation"].instruction
 
 
 def test_the_mapper_passes_on_the_prior_and_keeps_the_task(scene, registered_scenes):

@@ -122,7 +122,7 @@ class TestOutputs:
         [
             ("instance", FIELDS | MAPPING_FIELDS),
             ("panoptic", FIELDS | MAPPING_FIELDS),
-            ("referring", FIELDS),
+            ("referring", FIELDS | {"mask_quality", "prior_quality"}),
         ],
     )
     def test_instances_carry_no_logits(self, model, make_input, task, fields):

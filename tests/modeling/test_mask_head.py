@@ -6,7 +6,7 @@ from detectron2.config import get_cfg
 from segment_anything.modeling import Sam
 
 from rose_d2.config.defaults import add_rose_config
-from rose_d2.modeling.mask_head import SAMMaskHead, build_sam, build_sam_tiny
+from rose_d2.modeling.mask_head import MaskView, SAMMaskHead, build_sam, build_sam_tiny
 from rose_d2.structures.patches import PatchPredictions
 
 SIDE = 64
@@ -43,20 +43,79 @@ def test_masks_equal_sams_own_decoder(sam: Sam, head):
     images = [torch.rand(3, 48, 64) * 255, torch.rand(3, 64, 40) * 255]
     prompts = [torch.randn(3, 64), torch.randn(2, 64)]
     with torch.no_grad():
-        found = head.decode(
-            head.encode(images), [candidates(p) for p in prompts], [(48, 64), (64, 40)]
-        )
-        for image, prompt, masks in zip(images, prompts, found, strict=True):
+        views = [MaskView((48, 64)), MaskView((64, 40))]
+        found = head.decode(head.encode(images), [candidates(p) for p in prompts], views)
+        for image, prompt, drawn in zip(images, prompts, found, strict=True):
             embedding = sam.image_encoder(sam.preprocess(image)[None])
             _, dense = sam.prompt_encoder(points=None, boxes=None, masks=None)
-            expected, _ = sam.mask_decoder(
+            expected, quality = sam.mask_decoder(
                 image_embeddings=embedding,
                 image_pe=sam.prompt_encoder.get_dense_pe(),
                 sparse_prompt_embeddings=prompt[:, None],
                 dense_prompt_embeddings=dense.expand(len(prompt), -1, -1, -1),
                 multimask_output=False,
             )
-            torch.testing.assert_close(masks, expected[:, 0], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(drawn.logits, expected[:, 0], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(drawn.quality, quality[:, 0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shown", ["mask", "box", "mask_box"])
+def test_a_region_is_shown_by_sams_own_prompts(sam: Sam, shown):
+    head = SAMMaskHead(sam=sam, pixel_mean=MEAN, pixel_std=STD, region_prompt=shown).eval()
+    image, prompt = torch.rand(3, 48, 64) * 255, torch.randn(2, 64)
+    prior = torch.zeros(1, 84, 84)
+    prior[:, :, :42] = 1  # the left half of the view, 8 of 16 columns of SAM's logits
+    view = MaskView((48, 64), prior, (0, 333, 666, 999))
+    logits = torch.full((1, 1, 16, 16), -8.0)
+    logits[:, :, :12, :8] = 8.0
+    box = torch.tensor([[0.0, 16.0, 128 / 3, 48.0]])
+    with torch.no_grad():
+        embedding = sam.image_encoder(sam.preprocess(image)[None])
+        (drawn,) = head.decode(embedding, [candidates(prompt)], [view])
+        sparse, dense = sam.prompt_encoder(
+            points=None,
+            boxes=box if "box" in shown else None,
+            masks=logits if "mask" in shown else None,
+        )
+        expected, _ = sam.mask_decoder(
+            image_embeddings=embedding,
+            image_pe=sam.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=torch.cat([prompt[:, None], sparse.expand(2, -1, -1)], dim=1),
+            dense_prompt_embeddings=dense.expand(2, -1, -1, -1),
+            multimask_output=False,
+        )
+    torch.testing.assert_close(drawn.logits, expected[:, 0], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("prior", [None, torch.zeros(1, 84, 84)])
+def test_where_no_region_is_spoken_of_sam_is_shown_none(sam: Sam, head, prior):
+    shown = SAMMaskHead(sam=sam, pixel_mean=MEAN, pixel_std=STD, region_prompt="mask_box").eval()
+    embedding, candidate = head.encode([torch.rand(3, 48, 64)]), candidates(torch.randn(2, 64))
+    with torch.no_grad():
+        (plain,) = head.decode(embedding, [candidate], [MaskView((48, 64))])
+        (same,) = shown.decode(embedding, [candidate], [MaskView((48, 64), prior)])
+    assert torch.equal(plain.logits, same.logits)
+
+
+@pytest.mark.parametrize(
+    "view", [MaskView((48, 64)), MaskView((48, 64), torch.ones(1, 84, 84), (0, 0, 500, 500))]
+)
+def test_every_trained_part_has_a_gradient_whatever_is_spoken_of(sam: Sam, view):
+    head = SAMMaskHead(
+        sam=sam, pixel_mean=MEAN, pixel_std=STD, region_prompt="mask_box", learns_quality=True
+    )
+    embedding = head.encode([torch.rand(3, 48, 64)])
+    (drawn,) = head.decode(embedding, [candidates(torch.randn(1, 64))], [view])
+    (drawn.logits.sum() + drawn.quality.sum() + drawn.prior_quality.sum()).backward()
+    parts = head.parts()
+    assert len(parts["sam_prompt_encoder"]) == 13
+    without = [n for named in parts.values() for n, p in named if p.grad is None]
+    assert not without
+
+
+def test_an_unknown_region_prompt_is_refused(sam: Sam):
+    with pytest.raises(ValueError, match="REGION_PROMPT is 'point'; choose one of none, mask"):
+        SAMMaskHead(sam=sam, pixel_mean=MEAN, pixel_std=STD, region_prompt="point")
 
 
 def test_position_prompt_is_sams_encoding_of_a_click_at_the_patch(sam: Sam):
@@ -65,7 +124,7 @@ def test_position_prompt_is_sams_encoding_of_a_click_at_the_patch(sam: Sam):
     # A patch a quarter across and three quarters down a view of 48 x 64: pixel (16, 36).
     candidate = candidates(torch.zeros(1, 64), torch.tensor([[0.25, 0.75]]))
     with torch.no_grad():
-        (found,) = head.decode(head.encode([image]), [candidate], [(48, 64)])
+        (found,) = head.decode(head.encode([image]), [candidate], [MaskView((48, 64))])
         # SAM moves a click to the middle of its pixel and adds a vector for its label.
         click = (torch.tensor([[[15.5, 35.5]]]), torch.ones(1, 1))
         sparse, dense = sam.prompt_encoder(points=click, boxes=None, masks=None)
@@ -79,7 +138,7 @@ def test_position_prompt_is_sams_encoding_of_a_click_at_the_patch(sam: Sam):
             dense_prompt_embeddings=dense,
             multimask_output=False,
         )
-    torch.testing.assert_close(found, expected[:, 0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.logits, expected[:, 0], atol=1e-5, rtol=1e-4)
 
 
 def test_upscaling_equals_sams_postprocessing(sam, head):
@@ -91,10 +150,10 @@ def test_upscaling_equals_sams_postprocessing(sam, head):
 def test_no_prompts_give_no_masks(head):
     embeddings = head.encode([torch.zeros(3, 64, 64), torch.zeros(3, 64, 64)])
     empty, single = candidates(torch.zeros(0, 64)), candidates(torch.zeros(1, 64))
-    none, one = head.decode(embeddings, [empty, single], [(64, 64), (64, 64)])
-    assert none.shape == (0, 16, 16)
-    assert one.shape == (1, 16, 16)
-    assert head.upscale(none, (64, 64), (10, 20)).shape == (0, 10, 20)
+    none, one = head.decode(embeddings, [empty, single], [MaskView((64, 64))] * 2)
+    assert none.logits.shape == (0, 16, 16) and none.quality.shape == (0,)
+    assert one.logits.shape == (1, 16, 16) and one.quality.shape == (1,)
+    assert head.upscale(none.logits, (64, 64), (10, 20)).shape == (0, 10, 20)
 
 
 def test_targets_lie_in_the_padded_frame(head):

@@ -40,6 +40,34 @@ def test_only_an_image_with_one_asked_object_is_ranked(tiny_cfg, make_input):
     assert any(p.grad.any() for p in model.patch_analyzer.objectness.parameters())
 
 
+def test_masks_and_the_priors_are_rated_by_their_overlap(tiny_cfg, make_input, monkeypatch):
+    tiny_cfg.MODEL.ROSE.LOSS_WEIGHT.QUALITY = 2.0
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg).train()
+    one = make_input()["instances"][:1]
+    (mask,) = one.gt_masks.tensor
+    whole = torch.full((1, *mask.shape), 5.0)  # logits of everything
+    monkeypatch.setattr(model.mask_head, "upscale", lambda logits, *_: whole)
+    ratings = torch.zeros(1, 4)
+    model.mask_head.mask_decoder.iou_prediction_head.register_forward_hook(
+        lambda _, inputs, output: output * 0 + ratings
+    )
+    share = mask.sum() / mask.numel()
+    items = [
+        make_input("refinement", instances=one),
+        make_input("refinement", instances=one, prior_mask=mask[None].float()),
+        make_input("refinement", instances=one, prior_mask=torch.ones(1, *mask.shape)),
+        make_input("refinement", instances=one[:0], prior_mask=torch.ones(1, *mask.shape)),
+    ]
+    losses, by_image = losses_by_image(model, items)
+    expected = 2 * torch.stack([share**2, share**2 + 1, 2 * share**2, torch.tensor(0.0)])
+    torch.testing.assert_close(by_image["loss_quality"], expected)
+    ratings[0, 0], ratings[0, 1] = share, 1
+    losses, by_image = losses_by_image(model, items[1:2])
+    assert by_image["loss_quality"].item() == pytest.approx(0, abs=1e-6)
+    losses["loss_quality"].backward()
+
+
 def losses_by_image(model, items):
     """What the model returns, and what a hook sees."""
     seen = []
@@ -56,7 +84,7 @@ def losses_by_image(model, items):
 def test_a_hook_sees_the_loss_terms_of_each_image(tiny_model, make_input):
     items = [make_input(), make_input("panoptic", response="There are 2 dog in this image.")]
     losses, kept = losses_by_image(tiny_model, items)
-    assert set(kept) == set(losses)
+    assert set(kept) == set(losses) and "loss_quality" not in losses
     for name, values in kept.items():
         assert values.shape == (2,) and not values.requires_grad
         assert values.mean().item() == pytest.approx(losses[name].item())
@@ -71,6 +99,7 @@ def supervision(mask_logits, category_losses, weights):
         mask_targets=torch.ones(count, 2, 2),
         valid=torch.ones(2, 2, dtype=torch.bool),
         category_losses=torch.tensor(category_losses),
+        quality_losses=torch.zeros(count),
         siglip_embeddings=torch.tensor([[1.0, 0.0]]).expand(count, 2),
         siglip_bank=torch.eye(2),
         siglip_targets=torch.zeros(count, dtype=torch.long),

@@ -309,3 +309,33 @@ def test_a_model_that_fails_changes_nothing(session, predictor, monkeypatch):
 def test_images_of_another_kind_are_refused(predictor):
     with pytest.raises(ValueError, match="uint8 RGB"):
         predictor.open(np.zeros((4, 4)))
+
+
+@pytest.mark.parametrize("prior_quality", [-9.0, 9.0])
+def test_the_better_rated_mask_stays_where_the_config_says_so(
+    tiny_cfg, tiny_model, image, prior_quality
+):
+    tiny_cfg.MODEL.ROSE.LOSS_WEIGHT.QUALITY = 1.0
+    tiny_cfg.TEST.REFINEMENT.KEEP_BETTER = True
+    tiny_model.mask_head.mask_decoder.iou_prediction_head.register_forward_hook(
+        lambda _, inputs, output: torch.tensor([[0.0, prior_quality, 0.0, 0.0]])
+    )
+    session = RosePredictor(tiny_cfg, model=tiny_model).open(image)
+    old = session.add(dog())[0]
+    (new,) = session.refine(old, "the tail is missing")
+    assert (new.mask == old.mask).all() == (prior_quality > 0)
+
+
+def test_the_box_in_the_words_reaches_the_model_as_numbers(session, predictor, monkeypatch):
+    asked = []
+    forward = predictor.model.forward
+    monkeypatch.setattr(
+        predictor.model, "forward", lambda items: asked.extend(items) or forward(items)
+    )
+    old = session.add(dog())[0]
+    session.refine(old, "the tail is missing")
+    session.missed((45, 0, 200, 30))
+    session.name((45, 0, 200, 30))
+    session.name(session.segments[0])
+    boxes = [(107, 333, 559, 833), (500, 0, 999, 500), (500, 0, 999, 500), None]
+    assert [item.get("named_box") for item in asked] == boxes

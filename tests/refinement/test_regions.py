@@ -14,6 +14,7 @@ from rose_d2.refinement.regions import (
     instance_regions,
     judge_instance,
     judge_situations,
+    keeps_better,
     mask_in_view,
     match_by_iou,
     parts_mostly_of,
@@ -63,6 +64,15 @@ def test_iou_leaves_out_what_is_ignored():
     region = RegionRefinement("missed", None, target, ignored=ignored)
     assert region.iou(mask) == 0.5
     assert region.iou(None) == 0.0
+
+
+def test_a_model_that_rates_no_masks_cannot_keep_the_better_one(tiny_cfg):
+    assert not keeps_better(tiny_cfg)
+    tiny_cfg.TEST.REFINEMENT.KEEP_BETTER = True
+    with pytest.raises(ValueError, match="LOSS_WEIGHT.QUALITY is 0.0: the model has not learned"):
+        keeps_better(tiny_cfg)
+    tiny_cfg.MODEL.ROSE.LOSS_WEIGHT.QUALITY = 1.0
+    assert RefinementSettings.from_config(tiny_cfg).keep_better
 
 
 def test_two_empty_masks_have_no_overlap():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rose_d2.refinement.regions import RefinementSettings
+from rose_d2.refinement.regions import RefinementSettings, better_of_both
 from rose_d2.refinement.rose_with_refinement import ROSEWithRefinement
 
 
@@ -224,3 +224,51 @@ def test_a_real_model_refines_its_own_answers(tiny_model, make_item):
     assert second["sem_seg"].shape == (4, 40, 60)
     for output in (first, second):
         assert {r["round"] for r in output["refinements"]} <= {1, 2}
+
+
+@pytest.mark.parametrize("keep_better", [False, True])
+def test_a_mask_that_is_rated_higher_than_its_repair_stays(
+    scene, make_item, instances, keep_better
+):
+    model = scene.model({"instances": instances}, [(scene.cat, 1, 0.4), (scene.dog, 0, 0.3)])
+    ask = model.forward
+
+    def rate(batched_inputs):
+        outputs = ask(batched_inputs)
+        for item, output in zip(batched_inputs, outputs, strict=True):
+            if item["task"] == "refinement":
+                answers = output["instances"]
+                answers.mask_quality = torch.tensor([0.5])
+                answers.prior_quality = torch.tensor([0.6])
+        return outputs
+
+    model.forward = rate
+    (output,) = wrap(model, keep_better=keep_better)([make_item("instance")])
+    after = output["instances"]
+    assert torch.equal(after.pred_masks, instances.pred_masks) == keep_better
+    assert list(after.pred_category_names) == ["dog", "cat", "dog"]
+    assert [r["iou_after"] == r["iou_before"] for r in output["refinements"]] == [keep_better] * 2
+
+
+def rated(scene, mask_quality, prior_quality):
+    """An answer that draws the dog and calls it one."""
+    instances = scene.instances((scene.dog, 0, 0.6))
+    instances.mask_quality = torch.tensor([mask_quality])
+    instances.prior_quality = torch.tensor([prior_quality])
+    return {"ref_seg": scene.dog, "ref_score": 0.6, "instances": instances}
+
+
+def test_the_mask_of_the_higher_rating_stays_with_the_answers_name(scene):
+    answer = rated(scene, 0.5, 0.5)
+    assert better_of_both(answer, scene.cat) is answer
+    kept = better_of_both(rated(scene, 0.5, 0.6), scene.cat)
+    assert torch.equal(kept["ref_seg"], scene.cat) and kept["ref_score"] == 0.6
+    assert torch.equal(kept["instances"].pred_masks, scene.cat[None])
+    assert kept["instances"].pred_boxes.tensor.tolist() == [[30, 10, 60, 40]]
+    assert list(kept["instances"].pred_category_names) == ["dog"]
+
+
+def test_an_answer_without_any_mask_is_left(scene):
+    answer = rated(scene, 0.5, 0.6)
+    answer["instances"] = answer["instances"][:0]
+    assert better_of_both(answer, scene.cat) is answer

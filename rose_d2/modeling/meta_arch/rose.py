@@ -116,8 +116,9 @@ class ROSE(nn.Module):
                 * candidates: the only names that decoding may spell; dense candidates that fit none
                   of them drop out (optional, inference). Listing them to the model as well is
                   the conversation's business;
-                * answer_box: (x1, y1, x2, y2) in 0-999, where the answering patch must lie (tasks
-                  with one answer; optional, inference);
+                * named_box: (x1, y1, x2, y2) in 0-999, the box the conversation names (optional);
+                * answer_box: such a box, where the answering patch must lie (tasks with one answer;
+                  optional, inference);
                 * features: what `encode` made of image, sam_image and prior_mask; used if every
                   item has them (optional, inference);
                 * instances, negative_points, ignore_mask: ground truth (training).
@@ -135,7 +136,8 @@ class ROSE(nn.Module):
             * "levels": what counts at each level of name mapping (both tasks, with a
               vocabulary): level -> {"sem_seg_labels": int16 (H, W), C = no object} or
               {"panoptic_seg"}, one dict for consecutive levels that do not differ;
-            * "ref_seg" (H, W) bool, "ref_patch", "ref_score" (tasks with one answer);
+            * "ref_seg" (H, W) bool, "ref_patch", "ref_score" (tasks with one answer; "instances"
+              then has mask_quality and prior_quality, see `DrawnMasks`);
             * "text": the response, if TEST.GENERATE_RESPONSE.
         """
         lmm_output, proposals, sam_features = self.perceive(batched_inputs)
