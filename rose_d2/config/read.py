@@ -13,17 +13,22 @@ An exported model is one folder with its own language model, SAM file and the re
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from rose_d2.config.defaults import add_rose_config
+from rose_d2.config.ranges import check_ranges
 from rose_d2.config.released import find_config, released_weights
 
 logger = logging.getLogger(__name__)
 
+_BASE = "_BASE_"
+_MOST_VALUES = 100_000
 LMM_FOLDER = "lmm"
 SAM_FILE = "sam.pth"
 # What yacs and detectron2 raise for a wrong key or value.
@@ -44,15 +49,17 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
         The config, not frozen.
 
     Raises:
-        ValueError: the file is missing, a key is unknown or a value has another type.
+        ValueError: the file is missing, a key is unknown, or a value has another type or is out of
+            its range (`config.ranges`).
     """
     config_file = find_config(config_file)
     cfg = get_cfg()
     add_rose_config(cfg)
+    _check_files(config_file)
     # What yacs and detectron2 raise does not say where the key stands.
     try:
         cfg.merge_from_file(config_file, allow_unsafe=False)
-    except (*_MISTAKES, AttributeError, OSError, yaml.YAMLError) as error:
+    except (*_MISTAKES, AttributeError, TypeError, OSError, yaml.YAMLError) as error:
         raise ValueError(f"In {config_file}: {_reason(error)}") from error
     try:
         cfg.merge_from_list(list(opts))
@@ -61,8 +68,53 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
             f"In the KEY VALUE pairs that change the config ({' '.join(map(str, opts))}): "
             f"{_reason(error)}"
         ) from error
+    check_ranges(cfg)
     use_exported_folder(cfg)
     return cfg
+
+
+def _check_files(config_file: str) -> None:
+    """Look at a config file and those it builds on, before anything is merged.
+
+    Raises:
+        ValueError: one cannot be read, holds no keys, is not on this machine, builds on itself, or
+            is short but unfolds to something huge.
+    """
+    chain = [config_file]
+    while True:
+        file = chain[-1]
+        try:
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            named = _reason(error).replace("<unicode string>", file)
+            raise ValueError(f"In {file}: {named}") from error
+        if not isinstance(content, dict):
+            what = "is empty" if content is None else f"holds a {type(content).__name__}"
+            raise ValueError(f"In {file}: it {what}; a config has KEY: value lines.")
+        if _unfolded(content, {}) > _MOST_VALUES:
+            raise ValueError(f"In {file}: its aliases unfold to more than {_MOST_VALUES} values.")
+        if _BASE not in content:
+            return
+        base = content[_BASE]
+        if not isinstance(base, str) or "://" in base:
+            raise ValueError(
+                f"In {file}: {_BASE} is {base!r}; give the path of one config file on this machine."
+            )
+        base = os.path.expanduser(base)
+        chain.append(os.path.normpath(os.path.join(os.path.dirname(file), base)))
+        if chain[-1] in chain[:-1]:
+            raise ValueError(f"In {file}: {_BASE} leads back to {chain[-1]}.")
+
+
+def _unfolded(value: Any, known: dict[int, int]) -> int:
+    """How many values something has once all that is shared in it is copied."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = _MOST_VALUES  # an alias of what is around it has no end
+        parts = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_unfolded(part, known) for part in parts)
+    return known[id(value)]
 
 
 def _reason(error: Exception) -> str:

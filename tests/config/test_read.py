@@ -46,7 +46,25 @@ def test_a_smallest_score_takes_the_place_of_both_thresholds():
         (b"_BASE_: nowhere.yaml", "nowhere.yaml"),
         (b"MODEL: {A: [1, 2\nX: }", "line 2, column 2"),
         (b"A: \xff\xfe", "can't decode byte"),
-        (b"- a", "has no attribute"),
+        (b"- a", "it holds a list"),
+        (b"", "it is empty"),
+        (b"MODEL:\n\tWEIGHTS: x", "line 2, column 1"),
+        (b"_BASE_: bad.yaml", "leads back to"),
+        (b"_BASE_: [bad.yaml]", "path of one config file on this machine"),
+        (b"_BASE_: http://127.0.0.1:1/a.yaml", "path of one config file on this machine"),
+        (b"_BASE_: worse.yaml", "could not determine a constructor"),
+        (
+            b"A: &a [1, 1]\nB: &b [*a, *a, *a]\n"
+            + b"".join(
+                b"%c: &%c [%s]\n" % (n + 1, n + 33, b", ".join([b"*%c" % (n + 32)] * 9))
+                for n in range(66, 74)
+            ),
+            "aliases unfold to more than",
+        ),
+        (b"A: &a [*a]", "aliases unfold"),
+        (b"[" * 5000, "recursion"),
+        (b"1: 2", "1"),
+        (b"SOLVER: 3", "SOLVER"),
         (b"A: !!python/object/apply:os.mkdir [executed]", "could not determine a constructor"),
     ],
 )
@@ -55,7 +73,8 @@ def test_a_file_that_is_no_config_is_one_sentence_and_not_executed(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bad.yaml").write_bytes(content)
-    with pytest.raises(ValueError, match=r"^In .*bad\.yaml: ") as error:
+    (tmp_path / "worse.yaml").write_text("A: !!python/object/apply:os.mkdir [executed]")
+    with pytest.raises(ValueError, match=r"^In .*(bad|worse|nowhere)\.yaml: ") as error:
         read_config(str(tmp_path / "bad.yaml"))
     assert reason in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "executed").exists()
