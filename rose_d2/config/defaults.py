@@ -55,6 +55,9 @@ def _add_lmm(cfg: CN) -> None:
     # models trained from scratch: rotary positions tell a patch's row better than its column.
     # They train where the patch embedding does.
     cfg.MODEL.LMM.PATCH_POSITIONS = False
+    # The model's learned end-of-view vector (image_newline) behind the patches, where Hugging Face
+    # puts it behind a view; pretrained models know it, one trained from scratch needs none.
+    cfg.MODEL.LMM.IMAGE_NEWLINE = False
     # sdpa | eager | flash_attention_2 (package flash-attn, GPU; SigLIP only, since the language
     # model's prefix mask is dense). sdpa picks among PyTorch's own kernels, flash ones included.
     cfg.MODEL.LMM.ATTENTION = "sdpa"

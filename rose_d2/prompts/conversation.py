@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 # Where the patches of the image go in a rendered prompt (LLaVA-OneVision's spelling).
@@ -68,19 +69,36 @@ def render_user_turn(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
         )
     for content in ([{"type": "text", "text": text}], text):
         rendered = _try_render(tokenizer, content)
-        if rendered is not None and text in rendered and "{'type'" not in rendered:
+        if text in rendered and "{'type'" not in rendered:
             return rendered
     raise ValueError("The chat template drops the user's message; it cannot be used for ROSE.")
 
 
-def _try_render(tokenizer: PreTrainedTokenizerBase, content: list | str) -> str | None:
+def _render_image_turn(
+    tokenizer: PreTrainedTokenizerBase, instruction: str, image_first: bool
+) -> str:
+    """Render an image and an instruction: as the template has it, or with the token in the text.
+
+    Templates of vision-language models put the image in front themselves.
+    """
+    parts = [{"type": "image"}, {"type": "text", "text": instruction}]
+    if image_first and tokenizer.chat_template:
+        rendered = _try_render(tokenizer, parts)
+        if rendered.count(IMAGE_TOKEN) == 1 and instruction in rendered.partition(IMAGE_TOKEN)[2]:
+            return rendered
+    words = [IMAGE_TOKEN, instruction]
+    return render_user_turn(tokenizer, "\n".join(words if image_first else reversed(words)))
+
+
+def _try_render(tokenizer: PreTrainedTokenizerBase, content: list | str) -> str:
+    """The rendered turn, "" where the template takes no such content."""
     messages: list[Any] = [{"role": "user", "content": content}]
     try:
         rendered = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
-    except TypeError:  # a template for strings adds the list to a string
-        return None
+    except (TypeError, TemplateError):  # a template for strings adds the list to a string
+        return ""
     return str(rendered)
 
 
@@ -102,9 +120,8 @@ def encode_image_prompt(
     """
     if IMAGE_TOKEN in conversation.instruction:
         raise ValueError(f"An instruction must not contain {IMAGE_TOKEN!r}: it is added here.")
-    parts = [IMAGE_TOKEN, conversation.instruction]
-    text = "\n".join(parts if image_first else reversed(parts))
-    before, after = _encode_around(tokenizer, render_user_turn(tokenizer, text), IMAGE_TOKEN)
+    rendered = _render_image_turn(tokenizer, conversation.instruction, image_first)
+    before, after = _encode_around(tokenizer, rendered, IMAGE_TOKEN)
     response: tuple[int, ...] = ()
     if conversation.response is not None:
         response = (*_encode(tokenizer, conversation.response), _end_token(tokenizer))

@@ -6,7 +6,12 @@ from functools import lru_cache
 from importlib import resources
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+)
 
 from rose_d2.prompts.conversation import IMAGE_TOKEN
 
@@ -33,6 +38,9 @@ SPACE = "▁"
 def build_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer from a folder or the hub, or build the tiny model's own.
 
+    Its chat template is the processor's, where there is one: beside LLaVA-OneVision's stands
+    Qwen2's own, which knows no image and puts a system message in front.
+
     Args:
         source: "tiny", or what `AutoTokenizer.from_pretrained` takes.
 
@@ -47,7 +55,13 @@ def build_tokenizer(source: str) -> PreTrainedTokenizerBase:
         )
     if source == "tiny":
         return build_spelling_tokenizer()
-    return AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    processor, _ = ProcessorMixin.get_processor_dict(source)
+    template = processor.get("chat_template")
+    if isinstance(template, dict):  # several, by name
+        template = template.get("default")
+    tokenizer.chat_template = template or tokenizer.chat_template
+    return tokenizer
 
 
 def build_spelling_tokenizer() -> PreTrainedTokenizerFast:

@@ -117,6 +117,8 @@ def write_llava(folder: Path, template: str = "chat_template.json") -> None:
     _move_template(folder)
     LlavaOnevisionImageProcessor(
         size={"height": TOWER_SIZE, "width": TOWER_SIZE},
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
         image_grid_pinpoints=[[TOWER_SIZE * y, TOWER_SIZE * x] for y in (1, 2) for x in (1, 2)],
     ).save_pretrained(folder)
     processor = {

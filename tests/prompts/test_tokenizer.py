@@ -2,8 +2,13 @@
 
 import re
 
+import numpy as np
 import pytest
+from mini_7b import TEMPLATE_LAYOUTS, TOWER_SIZE, write_llava
+from PIL import Image
+from transformers import LlavaOnevisionProcessor
 
+from rose_d2.prompts.conversation import Conversation, encode_image_prompt
 from rose_d2.prompts.instructions import (
     CANDIDATE_CLAUSES,
     CATEGORY_DECODING_ASSISTANT,
@@ -54,3 +59,26 @@ def test_ids_are_fixed(tokenizer):
 def test_missing_source_says_what_to_set():
     with pytest.raises(ValueError, match="MODEL.LMM.TOKENIZER"):
         build_tokenizer("")
+
+
+@pytest.mark.parametrize("layout", TEMPLATE_LAYOUTS)
+def test_prompts_are_the_processors_token_by_token(tmp_path, layout):
+    write_llava(tmp_path, layout)
+    words = "Segment the café's 2 dogs."
+    prompt = encode_image_prompt(build_tokenizer(str(tmp_path)), Conversation(words))
+    processor = LlavaOnevisionProcessor.from_pretrained(tmp_path)
+    content = [{"type": "image"}, {"type": "text", "text": words}]
+    if layout == "tokenizer_config.json":  # Qwen2's own, for strings
+        processor.chat_template = processor.chat_template or processor.tokenizer.chat_template
+        content = f"<image>\n{words}"
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    image = Image.fromarray(np.zeros((TOWER_SIZE, TOWER_SIZE, 3), dtype=np.uint8))
+    ids = processor(images=image, text=text)["input_ids"][0]
+    first, count = ids.index(processor.image_token_id), ids.count(processor.image_token_id)
+    assert count > 1
+    assert list(prompt.before) == ids[:first]
+    assert list(prompt.after) == ids[first + count :]
+    has_system = "system" in text
+    assert has_system == (layout == "tokenizer_config.json")

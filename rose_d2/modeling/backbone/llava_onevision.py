@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -23,6 +25,9 @@ from rose_d2.modeling.backbone.lmm import LMMBackbone, LMMOutput
 from rose_d2.prompts.conversation import EncodedPrompt
 from rose_d2.prompts.tokenizer import build_tokenizer
 from rose_d2.structures.patches import PatchGrid
+
+# The kinds of layers for which transformers' Qwen2 takes masks.
+_MASKS = ("full_attention", "sliding_attention")
 
 
 @BACKBONE_REGISTRY.register()
@@ -46,6 +51,7 @@ class LlavaOneVisionBackbone(LMMBackbone):
         pixel_std: list[float],
         prompt_attention: str = "bidirectional",
         patch_positions: bool = False,
+        image_newline: bool = False,
         gradient_checkpointing: bool = False,
         lora: CfgNode | None = None,
     ) -> None:
@@ -58,6 +64,8 @@ class LlavaOneVisionBackbone(LMMBackbone):
             pixel_std: SigLIP's standard deviation per channel.
             prompt_attention: "bidirectional" (prefix-LM) or "causal".
             patch_positions: add `PatchPositions`, which train with the patch embedding.
+            image_newline: the model's own end-of-view vector behind the patches, as Hugging Face
+                appends it to a view.
             gradient_checkpointing: recompute activations in the backward pass.
             lora: MODEL.LORA, or None for no adapters.
 
@@ -75,6 +83,7 @@ class LlavaOneVisionBackbone(LMMBackbone):
         self.grid = grid
         self.hidden_size = model.config.text_config.hidden_size
         self.prompt_attention = prompt_attention
+        self.image_newline = image_newline
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), False)
         check_vocabulary(model, tokenizer)
@@ -101,6 +110,7 @@ class LlavaOneVisionBackbone(LMMBackbone):
             "pixel_std": lmm.PIXEL_STD,
             "prompt_attention": lmm.PROMPT_ATTENTION,
             "patch_positions": lmm.PATCH_POSITIONS,
+            "image_newline": lmm.IMAGE_NEWLINE,
             "gradient_checkpointing": lmm.GRADIENT_CHECKPOINTING,
             "lora": cfg.MODEL.LORA if cfg.MODEL.LORA.ENABLED else None,
         }
@@ -192,53 +202,67 @@ class LlavaOneVisionBackbone(LMMBackbone):
 
     def _join(
         self, patches: torch.Tensor, prompts: list[EncodedPrompt]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, list[int], list[int]]:
         """Splice patches into the token embeddings and pad on the right."""
         rows, prompt_lengths = [], []
+        newline = self.model.model.image_newline[None].to(patches.dtype)  # (1, D)
+        ends = [newline] if self.image_newline else []
         for image_patches, prompt in zip(patches, prompts, strict=True):
             ids = torch.tensor(
                 prompt.before + prompt.after + prompt.response, device=patches.device
             )
             words = self.embed_tokens(ids).to(patches.dtype)
             before, after = words[: len(prompt.before)], words[len(prompt.before) :]
-            rows.append(torch.cat([before, image_patches, after]))
+            rows.append(torch.cat([before, image_patches, *ends, after]))
             prompt_lengths.append(len(rows[-1]) - len(prompt.response))
-        lengths = [len(row) for row in rows]
         inputs = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (B, L, D)
-        return (
-            inputs,
-            torch.tensor(prompt_lengths, device=patches.device),
-            torch.tensor(lengths, device=patches.device),
-        )
+        return inputs, prompt_lengths, [len(row) for row in rows]
 
     def _run_joined(
         self,
         inputs: torch.Tensor,
-        prompt_lengths: torch.Tensor,
-        lengths: torch.Tensor,
+        prompt_lengths: list[int],
+        lengths: list[int],
         cache: Cache | None = None,
     ) -> torch.Tensor:
-        mask = prefix_attention_mask(
-            prompt_lengths, lengths, inputs.shape[1], self.prompt_attention == "bidirectional"
-        )
         # Sequences are padded on the right only, so every token's position is its index.
         positions = torch.arange(inputs.shape[1], device=inputs.device)[None]
         return self.model.model.language_model(
             inputs_embeds=inputs,
-            attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
+            **self._attention(inputs, prompt_lengths, lengths),
         ).last_hidden_state
 
+    def _attention(
+        self, inputs: torch.Tensor, prompt_lengths: list[int], lengths: list[int]
+    ) -> dict[str, Any]:
+        """Who attends to whom, in transformers' words; without a mask wherever none is needed.
+
+        PyTorch's flash kernels take none.
+        """
+        if self.prompt_attention == "causal":
+            return {}  # padding is behind all that is read
+        if prompt_lengths == [inputs.shape[1]] * len(lengths):  # no response and no padding
+            return {"attention_mask": dict.fromkeys(_MASKS), "is_causal": False}
+        mask = prefix_attention_mask(
+            torch.tensor(prompt_lengths, device=inputs.device),
+            torch.tensor(lengths, device=inputs.device),
+            inputs.shape[1],
+        )
+        if self.model.config.text_config._attn_implementation == "eager":  # which adds its mask
+            lowest = torch.finfo(inputs.dtype).min
+            mask = torch.zeros_like(mask, dtype=inputs.dtype).masked_fill(~mask, lowest)
+        return {"attention_mask": mask}
+
     def _predict_responses(
-        self, states: torch.Tensor, prompt_lengths: torch.Tensor, prompts: list[EncodedPrompt]
+        self, states: torch.Tensor, prompt_lengths: list[int], prompts: list[EncodedPrompt]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Logits where a label is, and only there."""
         before_each, labels, images = [], [], []
-        for index, prompt in enumerate(prompts):
-            first = int(prompt_lengths[index]) - 1
-            before_each.append(states[index, first : first + len(prompt.response)])
+        for index, (length, prompt) in enumerate(zip(prompt_lengths, prompts, strict=True)):
+            before_each.append(states[index, length - 1 : length - 1 + len(prompt.response)])
             labels.extend(prompt.response)
             images.extend([index] * len(prompt.response))
         device = states.device
@@ -250,15 +274,14 @@ class LlavaOneVisionBackbone(LMMBackbone):
 
 
 def prefix_attention_mask(
-    prompt_lengths: torch.Tensor, lengths: torch.Tensor, max_length: int, bidirectional: bool
+    prompt_lengths: torch.Tensor, lengths: torch.Tensor, max_length: int
 ) -> torch.Tensor:
-    """Mask of right-padded sequences made of a prompt and a response.
+    """Mask of right-padded sequences made of a prompt and a response (prefix-LM).
 
     Args:
         prompt_lengths: (B,) long, tokens of each prompt (image patches included).
         lengths: (B,) long, tokens of prompt and response, without padding.
         max_length: L, padded length.
-        bidirectional: whether all prompt tokens attend to each other (prefix-LM); else causal.
 
     Returns:
         (B, 1, L, L) bool, True where the query (row) may attend to the key (column). Padding
@@ -266,9 +289,8 @@ def prefix_attention_mask(
     """
     position = torch.arange(max_length, device=lengths.device)
     allowed = position[None, :, None] >= position[None, None, :]  # causal (1, L, L)
-    if bidirectional:
-        in_prompt = position[None, :] < prompt_lengths[:, None]  # (B, L)
-        allowed = allowed | (in_prompt[:, :, None] & in_prompt[:, None, :])
+    in_prompt = position[None, :] < prompt_lengths[:, None]  # (B, L)
+    allowed = allowed | (in_prompt[:, :, None] & in_prompt[:, None, :])
     real = position[None, :] < lengths[:, None]  # (B, L)
     allowed = allowed & real[:, :, None] & real[:, None, :]
     allowed = allowed | torch.eye(max_length, dtype=torch.bool, device=lengths.device)

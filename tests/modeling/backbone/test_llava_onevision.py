@@ -1,15 +1,27 @@
 """The LMM: who sees whom, what trains, and agreement with Hugging Face's own forward."""
 
+import contextlib
+
+import numpy as np
 import pytest
 import torch
 from detectron2.modeling import build_backbone
+from mini_7b import TOWER_SIZE, write_llava
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import (
+    AttentionInterface,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionProcessor,
+)
 
-from rose_d2.modeling.backbone.llava_builders import build_llava
+from rose_d2.config.read import read_config
+from rose_d2.modeling.backbone.llava_builders import ATTENTIONS, build_llava
 from rose_d2.modeling.backbone.llava_onevision import LlavaOneVisionBackbone, prefix_attention_mask
 from rose_d2.prompts.conversation import Conversation, encode_image_prompt
 
 SIDE = 84
+
 PROMPT, LENGTH = torch.tensor([3, 2]), torch.tensor([5, 3])
 
 
@@ -190,13 +202,121 @@ def drawn(mask):
 
 
 def test_prompt_sees_itself_and_response_its_past():
-    masks = prefix_attention_mask(PROMPT, LENGTH, 5, bidirectional=True)
+    masks = prefix_attention_mask(PROMPT, LENGTH, 5)
     assert masks.shape == (2, 1, 5, 5)
     assert drawn(masks[0]) == ["xxx..", "xxx..", "xxx..", "xxxx.", "xxxxx"]
     # Two tokens of padding attend to themselves only.
     assert drawn(masks[1]) == ["xx...", "xx...", "xxx..", "...x.", "....x"]
 
 
-def test_causal():
-    masks = prefix_attention_mask(PROMPT, LENGTH, 5, bidirectional=False)
-    assert drawn(masks[0]) == ["x....", "xx...", "xxx..", "xxxx.", "xxxxx"]
+WORDS = {
+    "responses and padding": [("Segment.", "A dog."), ("Segment every single thing.", "None.")],
+    "no response": [("Segment the dog.", None), ("Segment the cat.", None)],
+    "padding": [("Segment.", None), ("Segment every single thing in this image.", None)],
+}
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+@pytest.mark.parametrize("prompt_attention", ["bidirectional", "causal"])
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_every_attention_gives_the_same_forward(tiny_cfg, attention, prompt_attention, words):
+    """Against attention written out: softmax over what the drawn mask allows."""
+    if attention == "flash_attention_2" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU and flash-attn")
+    tiny_cfg.MODEL.LMM.TEXT_CONFIG.num_key_value_heads = 1  # queries share keys, as in 7B
+    backbone = build(tiny_cfg, ATTENTION=attention, PROMPT_ATTENTION=prompt_attention)
+    prompts = [encode(backbone, *pair) for pair in words]
+    found = run(backbone, prompts)
+    with written_out_attention(backbone, prompt_attention == "bidirectional", prompts):
+        expected = run(backbone, prompts)
+    for name in ("patch_features", "response_logits"):
+        torch.testing.assert_close(
+            getattr(found, name), getattr(expected, name), atol=1e-5, rtol=1e-4
+        )
+
+
+@contextlib.contextmanager
+def written_out_attention(backbone, bidirectional, prompts):
+    """Replaces the language model's attention by a sum over all allowed positions."""
+    patches = backbone.grid.num_patches
+    lengths = [len(p.before + p.after) + patches for p in prompts]
+    whole = [n + len(p.response) for n, p in zip(lengths, prompts, strict=True)]
+    mask = torch.zeros(len(prompts), max(whole), max(whole), dtype=torch.bool)
+    for allowed, prompt, end in zip(mask, lengths, whole, strict=True):
+        for row in range(max(whole)):
+            stop = prompt if bidirectional and row < prompt else row + 1
+            allowed[row, :stop] = row < end
+            allowed[row, row] = True
+
+    def attend(module, query, key, value, attention_mask, scaling, **others):
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+        scores = (query @ key.transpose(2, 3) * scaling).masked_fill(~mask[:, None], -torch.inf)
+        return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+    config = backbone.model.config.text_config
+    before = config._attn_implementation
+    AttentionInterface.register("written_out", attend)
+    config._attn_implementation = "written_out"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt_attention", "is_masked"),
+    [
+        ("responses and padding", "bidirectional", True),
+        ("no response", "bidirectional", False),
+        ("padding", "bidirectional", True),
+        ("responses and padding", "causal", False),
+    ],
+)
+def test_a_mask_is_made_where_one_is_needed_only(
+    tiny_cfg, name, prompt_attention, is_masked, monkeypatch
+):
+    backbone = build(tiny_cfg, PROMPT_ATTENTION=prompt_attention)
+    seen = set()
+
+    def attend(*args, attn_mask=None, is_causal=False, **options):
+        seen.add((attn_mask is not None, is_causal))
+        return attention(*args, attn_mask=attn_mask, is_causal=is_causal, **options)
+
+    attention = torch.nn.functional.scaled_dot_product_attention
+    image, prior = torch.rand(1, 3, SIDE, SIDE), torch.zeros(1, 1, SIDE, SIDE)
+    with torch.no_grad():
+        patches = backbone.encode_image(image, prior).expand(2, -1, -1)
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
+        backbone(image, prior, [encode(backbone, *pair) for pair in WORDS[name]], patches)
+    assert seen == {(is_masked, prompt_attention == "causal")}
+
+
+def test_a_view_is_hugging_faces_own_at_the_towers_size(tmp_path):
+    """Image processor, tower, projector, end of the view and text, all as transformers has them."""
+    write_llava(tmp_path)
+    opts = ["MODEL.LMM.PRETRAINED", str(tmp_path), "MODEL.LMM.IMAGE_SIZE", str(TOWER_SIZE)]
+    opts += ["MODEL.LMM.PROMPT_ATTENTION", "causal", "MODEL.LMM.DTYPE", "float32"]
+    cfg = read_config("configs/rose_7b.yaml", [*opts, "MODEL.LORA.ENABLED", "False"])
+    backbone = build_backbone(cfg).eval()
+    prompt = encode(backbone, "Segment the dog.", "There are 1 dog.")
+    noise = np.random.default_rng(0).integers(0, 256, (TOWER_SIZE, TOWER_SIZE, 3), dtype=np.uint8)
+    view = torch.from_numpy(noise).permute(2, 0, 1)[None]
+    processor = LlavaOnevisionProcessor.from_pretrained(tmp_path)
+    # Of two images transformers takes one view each; the first one's vectors are compared.
+    both = processor.image_processor([[Image.fromarray(noise)] * 2], return_tensors="pt")
+    model = LlavaOnevisionForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32)
+    words = (*prompt.before, *[model.config.image_token_id] * 17, *prompt.after, *prompt.response)
+    with torch.no_grad():
+        ours = backbone(view, torch.zeros(1, 1, TOWER_SIZE, TOWER_SIZE), [prompt])
+        features = model.model.get_image_features(**both).pooler_output[0]
+        assert features.shape == (4 * 4 + 1, 32)
+        ids = torch.tensor([words])
+        embeddings = model.get_input_embeddings()(ids)
+        is_image = (ids == model.config.image_token_id)[..., None].expand_as(embeddings)
+        logits = model(inputs_embeds=embeddings.masked_scatter(is_image, features)).logits[0]
+    expected = logits[-len(prompt.response) - 1 : -1]
+    torch.testing.assert_close(ours.response_logits, expected, atol=1e-5, rtol=1e-4)
+    backbone.image_newline = False
+    with torch.no_grad():
+        without = backbone(view, torch.zeros(1, 1, TOWER_SIZE, TOWER_SIZE), [prompt])
+    assert not torch.allclose(without.response_logits, expected, atol=1e-3)
