@@ -6,6 +6,7 @@ r"""Measure speed and memory.
     python tools/benchmark.py eval --config-file configs/rose_tiny.yaml \
         --dataset clipart_panoptic_val --num 100 --opts MODEL.WEIGHTS checkpoints/rose_tiny
     python tools/benchmark.py train --config-file configs/rose_tiny.yaml   # optimizer steps
+    python tools/benchmark.py train --num-objects 10 50 200                # and of full scenes
     python tools/benchmark.py infer --config-file configs/rose_tiny.yaml --batch-size 1 4
 
 `data` reports how many images a second one process prepares, at the image size of
@@ -33,6 +34,7 @@ from rose_d2.data.build import build_rose_test_loader
 from rose_d2.engine.evaluate import check_test_datasets
 from rose_d2.engine.trainer import RoseTrainer
 from rose_d2.evaluation.build import build_evaluator
+from rose_d2.profiling.inputs import FEW_OBJECTS
 from rose_d2.profiling.pipeline import (
     COCO_LIKE,
     measure_evaluation,
@@ -69,6 +71,14 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--num", type=int, default=100, help="images per dataset (default: %(default)s)"
     )
     train = commands.add_parser("train", help="time, memory and FLOP/s of training steps")
+    train.add_argument(
+        "--num-objects",
+        type=int,
+        nargs="+",
+        default=[FEW_OBJECTS],
+        metavar="N",
+        help="objects in each image, one measurement each (default: %(default)s)",
+    )
     infer = commands.add_parser("infer", help="time, memory and FLOP/s of inference")
     infer.add_argument(
         "--batch-size", type=int, nargs="+", default=[1], help="images at once (default: 1)"
@@ -132,11 +142,12 @@ def report_evaluation(cfg: CfgNode, dataset: str, num: int) -> None:
     )
 
 
-def report_training(cfg: CfgNode, num: int) -> None:
+def report_training(cfg: CfgNode, num: int, num_objects: int) -> None:
     """Print what optimizer steps of one process cost."""
-    cost = measure_training(cfg, num)
+    cost = measure_training(cfg, num, num_objects)
     title = (
-        f"training: {cfg.SOLVER.IMS_PER_BATCH} images x {cfg.SOLVER.ACCUMULATION_STEPS} "
+        f"training: {cfg.SOLVER.IMS_PER_BATCH} images of {num_objects} objects x "
+        f"{cfg.SOLVER.ACCUMULATION_STEPS} "
         f"micro-batches a step, engine {cfg.SOLVER.ENGINE}"
     )
     print(report_step(title, cfg, cost))
@@ -156,7 +167,8 @@ def benchmark(args: argparse.Namespace) -> None:
         for dataset in args.dataset:
             report_evaluation(cfg, dataset, args.num)
     elif args.command == "train":
-        report_training(cfg, args.num)
+        for num_objects in args.num_objects:
+            report_training(cfg, args.num, num_objects)
     elif args.command == "infer":
         for batch_size in args.batch_size:
             report_inference(cfg, batch_size, args.num)

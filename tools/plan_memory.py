@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import rose_d2  # noqa: F401  (registers the model)
 from rose_d2.command_line import add_config_arguments, make_parser, run_main
 from rose_d2.config.read import read_config
+from rose_d2.profiling.inputs import MANY_OBJECTS
 from rose_d2.profiling.memory_plan import MemoryPlan, plan_inference, plan_training
 
 GIGABYTE = 1e9
@@ -33,6 +34,12 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         type=float,
         default=10.0,
         help="percent of a GPU's memory to leave free (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num-objects",
+        type=int,
+        default=MANY_OBJECTS,
+        help="in each image of a training step (default: %(default)s, as in the fullest scenes)",
     )
     parser.add_argument(
         "--only", choices=("training", "inference"), help="plan one of them (default: both)"
@@ -67,9 +74,9 @@ def plan(args: argparse.Namespace) -> int:
         + (f", ZeRO {cfg.SOLVER.DEEPSPEED.ZERO_STAGE}" * (cfg.SOLVER.ENGINE == "deepspeed"))
     )
     if args.only != "inference":
-        fits = report(plan_training(cfg, args.num_gpus), available)
+        fits = report(plan_training(cfg, args.num_gpus, args.num_objects), available)
         cfg.MODEL.LMM.GRADIENT_CHECKPOINTING = not cfg.MODEL.LMM.GRADIENT_CHECKPOINTING
-        report(plan_training(cfg, args.num_gpus), available)
+        report(plan_training(cfg, args.num_gpus, args.num_objects), available)
     if args.only != "training":
         for inference in plan_inference(cfg, args.inference_batch):
             report(inference, available)

@@ -156,8 +156,12 @@ def _add_loss(cfg: CN) -> None:
     # Which tokens predict masks and where names come from (Table 3).
     cfg.MODEL.ROSE.SEGMENT_UNIT = "patch"
     cfg.MODEL.ROSE.CLASSIFY_UNIT = "decode"
-    # Patch-object pairs per image that reach the mask, name and SigLIP losses.
-    cfg.MODEL.ROSE.MAX_PAIRS = 16
+    # Patches of each object that reach the mask, name and SigLIP losses, drawn anew every time:
+    # with 1 there are as many pairs as objects (section 3.3, "N is determined by the number of
+    # ground truth"); 0: all its patches.
+    cfg.MODEL.ROSE.PAIRS_PER_OBJECT = 1
+    # Most such pairs of an image, against running out of memory; beyond it, objects are drawn.
+    cfg.MODEL.ROSE.MAX_PAIRS = 256
     # Objectness negatives per image: wrong-role window patches, windows of objects not asked
     # for, and random others (section 3.3, "randomly pick some unsupervised patches").
     cfg.MODEL.ROSE.NEGATIVES_WRONG_ROLE = 64

@@ -25,9 +25,10 @@ class Targets:
     """What one training image is supervised with, in the language model's view (I, I).
 
     Attributes:
-        instances: gt_masks, gt_classes, gt_category_names, gt_is_stuff of N targets.
+        instances: gt_masks, gt_classes, gt_category_names, gt_is_stuff of N targets, and, so that
+            no step has to read the masks for them, gt_centres (N, 2) and gt_areas (N,).
         conversation: the instruction and the counting response.
-        negative_points: float32 (M, 2) centres (x, y) of regions that are not asked for.
+        negative_points: float64 (M, 2) centres (x, y) of regions that are not asked for.
         ignore_mask: bool (I, I), pixels about which nothing is known.
         candidates: the class names the instruction lists, or None.
         prior_mask: float32 (1, I, I), 0 or 1: the mask the instruction speaks of, zeros if it
@@ -153,9 +154,12 @@ def _to_instances(
     instances.gt_classes = torch.from_numpy(regions.classes[indices])
     instances.gt_category_names = CategoryNames(names[i] for i in indices)
     instances.gt_is_stuff = torch.from_numpy(regions.is_stuff[indices])
+    instances.gt_centres = _centres(regions.masks[indices])
+    instances.gt_areas = torch.from_numpy(regions.masks[indices].sum(axis=(1, 2)))
     return instances
 
 
 def _centres(masks: np.ndarray) -> Tensor:
+    """Centre of each mask in pixels, float64 (R, 2): a rounded one may lie in another patch."""
     centres = [mask_centre(torch.from_numpy(mask)) for mask in masks]
-    return torch.tensor(centres, dtype=torch.float32).reshape(-1, 2)
+    return torch.tensor(centres, dtype=torch.float64).reshape(-1, 2)

@@ -71,21 +71,22 @@ def _evaluate_image(
     matched: MatchedTargets,
 ) -> None:
     """Add the targets of image `index` of a batch to `matched`."""
+    assign = model.supervisor.assigner
+    assignment = assign(item["instances"], item["negative_points"], item["ignore_mask"])
     instances = item["instances"].to(model.device)
-    assignment = model.supervisor.assigner(instances, item["negative_points"], item["ignore_mask"])
     matched.num_unassigned += assignment.num_unassigned
     if not len(assignment.patches):
         return
-    logits = proposals.objectness_logits[index]
+    logits = proposals.objectness_logits[index].cpu()
     objects = assignment.objects.unique()
     own = [assignment.patches[assignment.objects == number] for number in objects]
-    patches = torch.stack([patch[logits[patch].argmax()] for patch in own])
+    patches = torch.stack([patch[logits[patch].argmax()] for patch in own]).to(model.device)
     predictions = model.patch_analyzer.embed(proposals, index, patches)
     embedding = sam_features[index : index + 1]
     view = MaskView.of(item)
     (drawn,) = model.mask_head.decode(embedding, [predictions], [view])
     masks = model.mask_head.upscale(drawn.logits, view.size, instances.image_size) > 0
-    ious = pairwise_mask_iou(masks, instances.gt_masks.tensor[objects]).diagonal()
+    ious = pairwise_mask_iou(masks, instances.gt_masks.tensor[objects.to(model.device)]).diagonal()
     names = model.inference.category_decoder.generate(predictions.category_embeddings).names
     truth = instances.gt_category_names[objects]
     matched.ious += ious.tolist()

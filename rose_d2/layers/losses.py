@@ -127,8 +127,10 @@ def text_cross_entropy(logits: Tensor, labels: Tensor, items: Tensor, num_items:
         (N,) non-negative losses; 0 for an item without a token.
     """
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
-    counts = torch.bincount(items, minlength=num_items).clamp(min=1)
-    return losses.new_zeros(num_items).index_add(0, items, losses) / counts
+    nothing = losses.new_zeros(num_items)
+    # Not bincount, for whose size a GPU is waited for.
+    counts = nothing.index_add(0, items, torch.ones_like(losses)).clamp(min=1)
+    return nothing.index_add(0, items, losses) / counts
 
 
 def _expand_valid(valid: Tensor | None, logits: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.structures import Instances
@@ -41,7 +42,8 @@ class PatchAssigner:
         self.layout = layout
         self.window = window
         self.negative_counts = negative_counts
-        self.patch_roles = layout.role_of_patches(grid)
+        with torch.device("cpu"):  # whatever the model is made on
+            self.patch_roles = layout.role_of_patches(grid)
 
     def __call__(
         self,
@@ -49,53 +51,56 @@ class PatchAssigner:
         negative_points: torch.Tensor,
         ignore_mask: torch.Tensor,
     ) -> PatchAssignment:
-        """Assign one image's objects.
+        """Assign one image's objects, on the CPU, where annotations are.
 
         Args:
-            instances: with gt_masks (N, I, I) and gt_is_stuff (N,).
+            instances: with gt_masks (N, I, I) and gt_is_stuff (N,), on the CPU. gt_centres (N, 2)
+                and gt_areas (N,), which data workers add, spare the masks being read again.
             negative_points: (M, 2) x, y in view pixels: centres of objects not asked for.
             ignore_mask: (I, I) bool: crowd and unlabelled pixels, where nothing is negative.
         """
         masks = instances.gt_masks.tensor
-        areas = masks.flatten(1).sum(1)
-        roles = self.layout.role_of_objects(areas, instances.gt_is_stuff).cpu()
-        centres = [mask_centre(mask) for mask in masks]
+        if instances.has("gt_centres"):
+            centres, areas = instances.gt_centres.tolist(), instances.gt_areas
+        else:
+            centres, areas = [mask_centre(mask) for mask in masks], masks.flatten(1).sum(1)
+        roles = self.layout.role_of_objects(areas, instances.gt_is_stuff)
         owner = self._claim(centres, roles.tolist(), areas.argsort(stable=True).tolist())
         patches = (owner >= 0).nonzero().flatten()
-        windows = self._windows(centres)
-        not_asked = self._windows([tuple(point) for point in negative_points.tolist()])
-        free = (owner < 0) & ~self._ignored(ignore_mask.cpu())
-        negatives = self._sample_negatives(free, windows, not_asked)
-        device = masks.device
+        windows = self._covered(centres)
+        not_asked = self._covered(negative_points.tolist())
+        free = (owner < 0) & ~self._ignored(ignore_mask)
         return PatchAssignment(
-            patches=patches.to(device),
-            objects=owner[patches].to(device),
-            negatives=negatives.to(device),
+            patches=patches,
+            objects=owner[patches],
+            negatives=self._sample_negatives(free, windows, not_asked),
             num_unassigned=len(centres) - len(owner[patches].unique()),
-            rivals=(free & ~windows).nonzero().flatten().to(device),
+            rivals=(free & ~windows).nonzero().flatten(),
         )
 
     def _claim(
-        self, centres: list[tuple[float, float]], roles: list[int], by_area: list[int]
+        self, centres: list[list[float]], roles: list[int], by_area: list[int]
     ) -> torch.Tensor:
         """Owner of each patch, (P,) long, -1 for none; smaller objects claim first."""
-        owner = torch.full((self.grid.num_patches,), -1)
+        # Numbers of a few dozen patches, once for each object: NumPy's calls cost a fraction.
+        side = self.grid.side
+        role_of, owner = self.patch_roles.numpy().reshape(side, side), np.full((side, side), -1)
         homeless = []
         for index in by_area:
-            window = self.grid.window(centres[index], self.window)
-            free = window[(self.patch_roles[window] == roles[index]) & (owner[window] < 0)]
-            owner[free] = index
-            if not len(free):
+            block = self.grid.block(centres[index], self.window)
+            free = (role_of[block] == roles[index]) & (owner[block] < 0)
+            if free.any():
+                owner[block][free] = index
+            else:
                 homeless.append(index)
+        flat = torch.from_numpy(owner).flatten()
         for index in homeless:
-            nearest = self._nearest_free(centres[index], roles[index], owner)
+            nearest = self._nearest_free(centres[index], roles[index], flat)
             if nearest is not None:
-                owner[nearest] = index
-        return owner
+                flat[nearest] = index
+        return flat
 
-    def _nearest_free(
-        self, centre: tuple[float, float], role: int, owner: torch.Tensor
-    ) -> int | None:
+    def _nearest_free(self, centre: list[float], role: int, owner: torch.Tensor) -> int | None:
         rows, columns = self.grid.rows_and_columns()
         size = self.grid.patch_size
         across = (columns + 0.5) - centre[0] / size
@@ -108,12 +113,12 @@ class PatchAssigner:
         distance = (across.square() + down.square()).masked_fill(~fits, float("inf"))
         return int(distance.argmin())
 
-    def _windows(self, points: list[tuple[float, ...]]) -> torch.Tensor:
+    def _covered(self, points: list[list[float]]) -> torch.Tensor:
         """Whether each patch lies in the window of any point, (P,) bool."""
-        covered = torch.zeros(self.grid.num_patches, dtype=torch.bool)
-        for x, y in points:
-            covered[self.grid.window((x, y), self.window)] = True
-        return covered
+        covered = np.zeros((self.grid.side, self.grid.side), dtype=bool)
+        for point in points:
+            covered[self.grid.block(point, self.window)] = True
+        return torch.from_numpy(covered).flatten()
 
     def _ignored(self, ignore_mask: torch.Tensor) -> torch.Tensor:
         """Whether at least half of each patch is ignored, (P,) bool."""
@@ -134,7 +139,7 @@ class PatchAssigner:
 
 @dataclass
 class PatchAssignment:
-    """Supervision of one image's patches.
+    """Supervision of one image's patches, on the CPU.
 
     Attributes:
         patches: (M,) long, positive patches; a patch appears once.
@@ -160,20 +165,24 @@ class NegativeCounts:
     random: int
 
 
-def sample_pairs(objects: torch.Tensor, max_pairs: int) -> torch.Tensor:
+def sample_pairs(objects: torch.Tensor, max_pairs: int, per_object: int = 0) -> torch.Tensor:
     """Choose patch-object pairs at random, one per object before any gets its second.
 
     Args:
         objects: (M,) long, object of each pair.
         max_pairs: pairs to keep at most.
+        per_object: pairs to keep of each object at most; 0 keeps all.
 
     Returns:
-        (min(M, max_pairs),) long positions in `objects`.
+        At most `max_pairs` long positions in `objects`.
     """
-    shuffled = torch.randperm(len(objects), device=objects.device)
+    shuffled = torch.randperm(len(objects))
     same = objects[shuffled][:, None] == objects[shuffled][None, :]
     turn = same.tril(diagonal=-1).sum(1)  # how many pairs of the same object come before
-    return shuffled[turn.argsort(stable=True)[:max_pairs]]
+    order = turn.argsort(stable=True)
+    if per_object:
+        order = order[turn[order] < per_object]
+    return shuffled[order[:max_pairs]]
 
 
 def pair_weights(objects: torch.Tensor) -> torch.Tensor:

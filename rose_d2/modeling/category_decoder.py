@@ -65,16 +65,20 @@ class CategoryDecoder:
         Returns:
             (K,) mean over each name's tokens: its letters, the period and the end token.
         """
+        # Where the words are is known on the CPU, so that no device is asked for it.
         targets = [torch.tensor(encode_name(self.tokenizer, name)) for name in names]
-        labels = nn.utils.rnn.pad_sequence(targets, True, IGNORE_INDEX).to(embeddings.device)
+        padded = nn.utils.rnn.pad_sequence(targets, True, IGNORE_INDEX)
+        name_of_word, place = (padded != IGNORE_INDEX).nonzero().T.to(embeddings.device)
+        labels = padded.to(embeddings.device)
         words = self.lmm.embed_tokens(labels[:, :-1].clamp(min=0))  # the end token is never read
         prompt = self._splice(embeddings)
         states = self.lmm.run_text(torch.cat([prompt, words.to(prompt.dtype)], dim=1))
         states = states[:, prompt.shape[1] - 1 :]  # (K, L, D): each predicts the next token
-        is_word = labels != IGNORE_INDEX
-        name_of_word = is_word.nonzero()[:, 0]
         return text_cross_entropy(
-            self.lmm.logits(states[is_word]), labels[is_word], name_of_word, len(labels)
+            self.lmm.logits(states[name_of_word, place]),
+            labels[name_of_word, place],
+            name_of_word,
+            len(labels),
         )
 
     @torch.no_grad()

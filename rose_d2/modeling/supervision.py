@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from detectron2.config import CfgNode
@@ -43,6 +43,7 @@ from rose_d2.vocabulary.vocabulary import CategoryVocabulary
 LossHook: TypeAlias = Callable[[list[dict], dict[str, torch.Tensor]], None]
 # Name of the dummy pair that runs through every module when an image has no target.
 NO_TARGET_NAME = "object"
+_MASKS_AT_ONCE = 16
 
 
 class Supervisor:
@@ -62,6 +63,7 @@ class Supervisor:
         category_decoder: CategoryDecoder,
         text_embeddings: TextEmbeddingBank,
         max_pairs: int,
+        pairs_per_object: int,
     ) -> None:
         """
         Args:
@@ -72,6 +74,7 @@ class Supervisor:
             category_decoder: names from embeddings.
             text_embeddings: targets of the SigLIP head.
             max_pairs: pairs per image that reach the mask, name and SigLIP losses.
+            pairs_per_object: and of each object; 0: all.
         """
         self.assigner = assigner
         self.patch_analyzer = patch_analyzer
@@ -80,8 +83,10 @@ class Supervisor:
         self.category_decoder = category_decoder
         self.text_embeddings = text_embeddings
         self.max_pairs = max_pairs
+        self.pairs_per_object = pairs_per_object
         self._hooks: dict[int, LossHook] = OrderedDict()
         self._vocabularies: dict[str, tuple[str, ...]] = {}
+        self._banks: dict[str, torch.Tensor] = {}
 
     @classmethod
     def from_config(
@@ -118,6 +123,7 @@ class Supervisor:
             category_decoder=category_decoder,
             text_embeddings=text_embeddings,
             max_pairs=rose.MAX_PAIRS,
+            pairs_per_object=rose.PAIRS_PER_OBJECT,
         )
 
     def losses(
@@ -135,17 +141,17 @@ class Supervisor:
             proposals: of the patch analyzer.
             image_embeddings: (B, E, g, g) of the mask head.
         """
-        device = proposals.objectness_logits.device
-        instances = [item["instances"].to(device) for item in batched_inputs]
+        instances = [item["instances"] for item in batched_inputs]
         assignments = [
             self.assigner(objects, item["negative_points"], item["ignore_mask"])
             for objects, item in zip(instances, batched_inputs, strict=True)
         ]
         self._log_assignment(assignments, instances)
+        device = proposals.objectness_logits.device
         pairs = [self._choose_pairs(assignment) for assignment in assignments]
         predictions = [
-            self.patch_analyzer.embed(proposals, index, patches)
-            for index, (patches, _, _) in enumerate(pairs)
+            self.patch_analyzer.embed(proposals, index, pair.patches.to(device))
+            for index, pair in enumerate(pairs)
         ]
         masks = self.mask_head.decode(
             image_embeddings, predictions, [MaskView.of(item) for item in batched_inputs]
@@ -186,22 +192,20 @@ class Supervisor:
         self._hooks[handle.id] = hook
         return handle
 
-    def _choose_pairs(
-        self, assignment: PatchAssignment
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Patches, objects and weights of the pairs kept; one of weight 0 where there are none."""
+    def _choose_pairs(self, assignment: PatchAssignment) -> Pairs:
+        """The pairs kept; one of weight 0 where there are none."""
         if not len(assignment.patches):
             dummy = assignment.patches.new_zeros(1)
-            return dummy, dummy, torch.zeros(1, device=dummy.device)
-        kept = sample_pairs(assignment.objects, self.max_pairs)
+            return Pairs(dummy, dummy, torch.zeros(1))
+        kept = sample_pairs(assignment.objects, self.max_pairs, self.pairs_per_object)
         objects = assignment.objects[kept]
-        return assignment.patches[kept], objects, pair_weights(objects)
+        return Pairs(assignment.patches[kept], objects, pair_weights(objects))
 
-    def _names(self, instances: list[Instances], pairs: list[tuple]) -> list[CategoryNames]:
+    def _names(self, instances: list[Instances], pairs: list[Pairs]) -> list[CategoryNames]:
         """Name of each pair's object, "" where the annotation has none."""
         return [
-            objects.gt_category_names[index] if len(objects) else CategoryNames([""])
-            for objects, (_, index, _) in zip(instances, pairs, strict=True)
+            objects.gt_category_names[pair.objects] if len(objects) else CategoryNames([""])
+            for objects, pair in zip(instances, pairs, strict=True)
         ]
 
     def _category_losses(
@@ -212,51 +216,53 @@ class Supervisor:
         spelled = CategoryNames(name or NO_TARGET_NAME for name in flat)
         embeddings = torch.cat([p.category_embeddings for p in predictions])
         losses = self.category_decoder.loss(embeddings, spelled)
-        is_named = torch.tensor([bool(name) for name in flat], device=losses.device)
-        return (losses * is_named).split([len(part) for part in names])
+        is_named = torch.tensor([bool(name) for name in flat])
+        return (losses * is_named.to(losses.device)).split([len(part) for part in names])
 
     def _supervise(
         self,
         item: dict,
         instances: Instances,
-        pair: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        pairs: Pairs,
         prediction: PatchPredictions,
         drawn: DrawnMasks,
         names: CategoryNames,
         category_losses: torch.Tensor,
     ) -> PairSupervision:
-        _, objects, weights = pair
-        masks = instances.gt_masks.tensor
-        if not len(instances):
-            masks = masks.new_zeros(1, *instances.image_size)
-        targets, valid = self.mask_head.targets(masks, view_size(item))
+        device = drawn.logits.device
+        targets, valid = self._mask_targets(item, instances, pairs.objects, device)
         bank_names = self._bank_names(item["dataset_name"], names)
         row_of = {name: row for row, name in enumerate(bank_names)}
         rows = [row_of[name or NO_TARGET_NAME] for name in names]
-        device = drawn.logits.device
         return PairSupervision(
             mask_logits=drawn.logits,
-            mask_targets=targets[objects],
+            mask_targets=targets,
             valid=valid,
             category_losses=category_losses,
-            quality_losses=self._quality_losses(item, drawn, masks[objects]),
+            quality_losses=self._quality_losses(item, drawn, instances, pairs.objects),
             siglip_embeddings=prediction.siglip_embeddings,
-            siglip_bank=self.text_embeddings(bank_names).to(device),
-            siglip_targets=torch.tensor(rows, device=device),
-            weights=weights,
+            siglip_bank=self._bank(item["dataset_name"], bank_names, device),
+            siglip_targets=torch.tensor(rows).to(device),
+            weights=pairs.weights.to(device),
         )
 
-    def _quality_losses(self, item: dict, drawn: DrawnMasks, masks: torch.Tensor) -> torch.Tensor:
+    def _quality_losses(
+        self, item: dict, drawn: DrawnMasks, instances: Instances, objects: torch.Tensor
+    ) -> torch.Tensor:
         """Squared errors (M,) of the IoUs that the head predicts (segment-anything's IoU loss).
 
         Args:
             item: one of `batched_inputs`.
             drawn: M masks.
-            masks: bool (M, I, I), their objects.
+            instances: the image's objects.
+            objects: (M,) long, the object of each mask.
         """
         quality, prior_quality = drawn.quality.float(), drawn.prior_quality.float()
         if not self.criterion.weights.quality:
             return 0 * quality
+        if not len(instances):
+            return 0 * quality + 0 * prior_quality
+        masks = instances.gt_masks.tensor[objects].to(quality.device)  # bool (M, I, I)
         with torch.no_grad():
             logits = self.mask_head.upscale(drawn.logits, view_size(item), masks.shape[-2:])
             ious = paired_mask_iou(logits > 0, masks)
@@ -265,6 +271,34 @@ class Supervisor:
         if prior is None or not prior.any():
             return errors + 0 * prior_quality
         return errors + (prior_quality - paired_mask_iou(prior.to(masks.device) > 0.5, masks)) ** 2
+
+    def _mask_targets(
+        self, item: dict, instances: Instances, objects: torch.Tensor, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Targets of the pairs' objects only: an image may have hundreds, and few are kept."""
+        masks = instances.gt_masks.tensor
+        if not len(instances):
+            masks = masks.new_zeros(1, *instances.image_size)
+        kept, row_of_pair = objects.unique(return_inverse=True)
+        # In parts: at SAM's size an image's masks would take more memory than all else here.
+        parts = [
+            self.mask_head.targets(part.to(device), view_size(item))
+            for part in masks[kept].split(_MASKS_AT_ONCE)
+        ]
+        targets = torch.cat([target for target, _ in parts])
+        return targets[row_of_pair.to(device)], parts[0][1]
+
+    def _bank(
+        self, dataset_name: str, names: tuple[str, ...], device: torch.device
+    ) -> torch.Tensor:
+        """Text embeddings (C, T) of `_bank_names`; those of a vocabulary stay on the device."""
+        known = self._vocabularies[dataset_name]
+        if dataset_name not in self._banks:
+            self._banks[dataset_name] = self.text_embeddings(known).to(device)
+        others = names[len(known) :]
+        if not others:
+            return self._banks[dataset_name]
+        return torch.cat([self._banks[dataset_name], self.text_embeddings(others).to(device)])
 
     def _bank_names(self, dataset_name: str, names: CategoryNames) -> tuple[str, ...]:
         """The dataset's own vocabulary, equal names merged, and whatever else is named here."""
@@ -279,7 +313,7 @@ class Supervisor:
         logits, targets = [], []
         for row, assignment in zip(proposals.objectness_logits, assignments, strict=True):
             sampled = torch.cat([assignment.patches, assignment.negatives])
-            logits.append(row[sampled])
+            logits.append(row[sampled.to(row.device)])
             is_positive = torch.arange(len(sampled), device=row.device) < len(assignment.patches)
             targets.append(is_positive)
         return self.criterion.objectness(logits, targets)
@@ -294,9 +328,12 @@ class Supervisor:
         rows = zip(batched_inputs, proposals.objectness_logits, assignments, strict=True)
         asked, rivals = [], []
         for item, logits, assignment in rows:
-            is_asked = TASKS[item["task"]].has_one_answer
-            asked.append(logits[assignment.patches if is_asked else []])
-            rivals.append(logits[assignment.rivals if is_asked else []])
+            if TASKS[item["task"]].has_one_answer:
+                asked.append(logits[assignment.patches.to(logits.device)])
+                rivals.append(logits[assignment.rivals.to(logits.device)])
+            else:
+                asked.append(logits[:0])
+                rivals.append(logits[:0])
         return self.criterion.ranking(asked, rivals)
 
     def _log_assignment(
@@ -335,6 +372,20 @@ class LossWeights:
     siglip: float = 1.0
     ranking: float = 0.0
     quality: float = 0.0
+
+
+class Pairs(NamedTuple):
+    """Patches that learn masks and names, on the CPU; M pairs, at least 1.
+
+    Attributes:
+        patches: (M,) long.
+        objects: (M,) long, the object of each.
+        weights: (M,) by which the pairs of one object share 1.
+    """
+
+    patches: torch.Tensor
+    objects: torch.Tensor
+    weights: torch.Tensor
 
 
 @dataclass

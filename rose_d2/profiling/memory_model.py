@@ -38,7 +38,7 @@ _SUB_GROUP = 1_000_000_000
 
 
 def training_activations(
-    cfg: CfgNode, model: ROSE, batch_size: int, gradients: GradientLife
+    cfg: CfgNode, model: ROSE, batch_size: int, gradients: GradientLife, num_objects: int
 ) -> int:
     """Most bytes that one micro-batch makes at once, forward and backward.
 
@@ -47,9 +47,10 @@ def training_activations(
         model: of `build_without_memory`.
         batch_size: images of the micro-batch.
         gradients: those "made" stay and count; those "moved" count until they are complete.
+        num_objects: in each image.
     """
     trained = [p for p in model.train().parameters() if p.requires_grad]
-    inputs = synthetic_inputs(cfg, batch_size, training=True)
+    inputs = synthetic_inputs(cfg, batch_size, training=True, num_objects=num_objects)
     with ExitStack() as stack:
         for parameter in trained:
             parameter.grad = None

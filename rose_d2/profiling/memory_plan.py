@@ -11,7 +11,7 @@ from torch import nn
 from rose_d2.engine.optimizer import train_in_float32
 from rose_d2.engine.step_engine import amp_dtype
 from rose_d2.modeling.meta_arch.rose import ROSE
-from rose_d2.profiling.inputs import without_downloads
+from rose_d2.profiling.inputs import MANY_OBJECTS, without_downloads
 from rose_d2.profiling.memory_model import (
     StepState,
     build_without_memory,
@@ -45,12 +45,13 @@ class MemoryPlan:
         return max(self.moments.values())
 
 
-def plan_training(cfg: CfgNode, num_gpus: int) -> MemoryPlan:
-    """Plan one optimizer step at the largest load: every image has ten objects.
+def plan_training(cfg: CfgNode, num_gpus: int, num_objects: int = MANY_OBJECTS) -> MemoryPlan:
+    """Plan one optimizer step, unless told otherwise at the largest load: images full of objects.
 
     Args:
         cfg: the full config; MODEL.DEVICE "cpu" plans for the CPU.
         num_gpus: processes that share SOLVER.IMS_PER_BATCH.
+        num_objects: in each image.
 
     Raises:
         ValueError: the images cannot be shared evenly, or see `step_state`.
@@ -68,10 +69,12 @@ def plan_training(cfg: CfgNode, num_gpus: int) -> MemoryPlan:
         train_in_float32(model)
     state = step_state(cfg, model, num_gpus)
     batch_size = cfg.SOLVER.IMS_PER_BATCH // num_gpus
-    activations = training_activations(cfg, model, batch_size, state.gradient_life)
+    life = state.gradient_life
+    activations = training_activations(cfg, model, batch_size, life, num_objects)
     recomputed = "with" if cfg.MODEL.LMM.GRADIENT_CHECKPOINTING else "without"
     return MemoryPlan(
-        f"training, {batch_size} images per GPU, {recomputed} gradient checkpointing",
+        f"training, {batch_size} images of {num_objects} objects per GPU, {recomputed} gradient "
+        "checkpointing",
         _rows(state, activations),
         _moments(state, activations, _buffer_bytes(model)),
     )

@@ -28,7 +28,7 @@ from rose_d2.engine.metrics import StepFlops, measured_peak
 from rose_d2.engine.step_engine import StepEngine, amp_dtype
 from rose_d2.engine.trainer import build_step_engine
 from rose_d2.modeling.meta_arch.rose import ROSE
-from rose_d2.profiling.inputs import synthetic_inputs, without_downloads
+from rose_d2.profiling.inputs import FEW_OBJECTS, synthetic_inputs, without_downloads
 
 BACKBONE_PARTS = ("SigLIP and projector", "LLM prefill", "SAM encoder")
 CANDIDATE_PARTS = ("heads", "SAM decoder", "name decoding")
@@ -65,18 +65,19 @@ class StepCost:
         return (self.flops + self.recomputed_flops) / self.seconds
 
 
-def measure_training(cfg: CfgNode, num_steps: int) -> StepCost:
+def measure_training(cfg: CfgNode, num_steps: int, num_objects: int = FEW_OBJECTS) -> StepCost:
     """Measure optimizer steps of SOLVER.ENGINE in this process.
 
     Args:
         cfg: the full config; its checkpoints are not read.
         num_steps: measured ones, after one to warm up, one for the memory and one that counts
             operations.
+        num_objects: in each image.
 
     Raises:
         ValueError: SOLVER.ENGINE is not torch on the CPU.
     """
-    model, engine = _start_training(cfg)
+    model, engine = _start_training(cfg, num_objects)
     with EventStorage() as engine.storage:
         peak = _training_peak(model, engine)
         with StepFlops(model) as counted:
@@ -92,13 +93,14 @@ def measure_training(cfg: CfgNode, num_steps: int) -> StepCost:
     )
 
 
-def measure_training_peak(cfg: CfgNode) -> int:
+def measure_training_peak(cfg: CfgNode, num_objects: int = FEW_OBJECTS) -> int:
     """Measure the memory of tensors in the second optimizer step at its fullest moment, in bytes.
 
     Args:
         cfg: the full config; its checkpoints are not read.
+        num_objects: in each image.
     """
-    model, engine = _start_training(cfg)
+    model, engine = _start_training(cfg, num_objects)
     with EventStorage() as engine.storage:
         return _training_peak(model, engine)
 
@@ -123,7 +125,7 @@ def measure_inference(cfg: CfgNode, batch_size: int, num_steps: int) -> StepCost
     return StepCost(seconds, batch_size, parts, peak, counted.forward)
 
 
-def _start_training(cfg: CfgNode) -> tuple[ROSE, StepEngine]:
+def _start_training(cfg: CfgNode, num_objects: int) -> tuple[ROSE, StepEngine]:
     if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.ENGINE != "torch":
         raise ValueError(
             f"SOLVER.ENGINE is {cfg.SOLVER.ENGINE!r}, whose memory cannot be measured on the CPU: "
@@ -132,7 +134,7 @@ def _start_training(cfg: CfgNode) -> tuple[ROSE, StepEngine]:
     cfg = without_downloads(cfg)
     model = _build(cfg)
     engine = build_step_engine(cfg, model)
-    batch = synthetic_inputs(cfg, cfg.SOLVER.IMS_PER_BATCH, training=True)
+    batch = synthetic_inputs(cfg, cfg.SOLVER.IMS_PER_BATCH, training=True, num_objects=num_objects)
     engine.data_iterator = itertools.repeat(batch)
     return model, engine
 

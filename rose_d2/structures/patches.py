@@ -68,7 +68,7 @@ class PatchGrid:
         row = min(max(int(y // self.patch_size), 0), self.side - 1)
         return row * self.side + column
 
-    def window(self, point: tuple[float, float], size: int) -> torch.Tensor:
+    def window(self, point: Sequence[float], size: int) -> torch.Tensor:
         """The `size` x `size` block of patches whose centre is nearest the point.
 
         For an odd size that block is centred on the point's patch. A block cut by the border
@@ -84,13 +84,23 @@ class PatchGrid:
         Raises:
             ValueError: if the block is larger than the grid.
         """
+        rows, columns = (torch.arange(s.start, s.stop) for s in self.block(point, size))
+        return (rows[:, None] * self.side + columns[None, :]).flatten()
+
+    def block(self, point: Sequence[float], size: int) -> tuple[slice, slice]:
+        """The rows and the columns of `window`, for arrays (S, S).
+
+        Args:
+            point: (x, y) in pixels of the view.
+            size: patches along one side of the block, at most S.
+
+        Raises:
+            ValueError: if the block is larger than the grid.
+        """
         if not 1 <= size <= self.side:
             raise ValueError(f"A window of {size} patches does not fit a grid of side {self.side}.")
-        first_row = self._first(point[1], size)
-        first_column = self._first(point[0], size)
-        rows = torch.arange(first_row, first_row + size)
-        columns = torch.arange(first_column, first_column + size)
-        return (rows[:, None] * self.side + columns[None, :]).flatten()
+        top, left = self._first(point[1], size), self._first(point[0], size)
+        return slice(top, top + size), slice(left, left + size)
 
     def _first(self, coordinate: float, size: int) -> int:
         if size % 2:

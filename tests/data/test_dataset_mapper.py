@@ -6,6 +6,7 @@ from detectron2.config import get_cfg
 from rose_d2.config.defaults import add_rose_config
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
 from rose_d2.data.image_io import ImageReadError
+from rose_d2.layers.masks import mask_centre
 
 
 def _mapper(is_train=True, flip_prob=0.0, candidates=""):
@@ -38,6 +39,9 @@ def test_training_item_has_views_and_targets(records, task):
     assert item["conversation"].response.startswith("There are")
     assert item["instances"].image_size == (20, 20)
     assert item["negative_points"].shape[1] == 2
+    instances = item["instances"]
+    assert instances.gt_areas.tolist() == instances.gt_masks.tensor.sum((1, 2)).tolist()
+    assert instances.gt_centres.tolist() == [[*mask_centre(m)] for m in instances.gt_masks.tensor]
     assert item["ignore_mask"].shape == (20, 20)
     assert "annotations" not in item
     assert records[task] == before

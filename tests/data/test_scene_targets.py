@@ -69,7 +69,7 @@ def test_instance_asks_for_things_and_stuff_is_negative(scene):
     # Counted in the order of the classes, whatever the order of the annotations.
     assert targets.conversation.response == "There are 1 dog, 1 cat in this image."
     # The centroid of the sky: 200 pixels with centre (10, 5) less the dog's 18 with (2.5, 5).
-    assert targets.negative_points.dtype == torch.float32
+    assert targets.negative_points.dtype == torch.float64
     assert targets.negative_points[0].tolist() == pytest.approx([(200 * 10 - 18 * 2.5) / 182, 5.0])
     assert len(targets.negative_points) == 2
 

@@ -81,6 +81,20 @@ def test_smaller_object_wins_a_contested_patch():
     assert owned(result, 0) == [3]
 
 
+def test_centres_and_areas_of_a_data_worker_spare_the_masks():
+    boxes = ((6, 6, 36, 36), (16, 16, 26, 26), (50, 50, 84, 60))
+    torch.manual_seed(0)
+    expected = build_assigner()(instances_of(*boxes), NO_POINTS, NOTHING_IGNORED)
+    objects = instances_of(*boxes)
+    objects.gt_centres = torch.tensor([[21, 21], [21, 21], [67, 55]], dtype=torch.float64)
+    objects.gt_areas = torch.tensor([900, 100, 340])
+    objects.gt_masks.tensor.zero_()
+    torch.manual_seed(0)
+    found = build_assigner()(objects, NO_POINTS, NOTHING_IGNORED)
+    for name in ("patches", "objects", "negatives", "rivals"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
 def test_object_without_a_free_patch_in_reach_is_unassigned():
     # 17 objects of one pixel each on one spot cannot all have one of the small patches in reach.
     objects = instances_of(*[(20, 20, 21, 21)] * 17)
@@ -211,3 +225,12 @@ def test_the_window_of_the_config_is_used(tiny_cfg, window, patches):
     result = assigner(instances_of((11, 11, 31, 31)), NO_POINTS, NOTHING_IGNORED)
     assert owned(result, 0) == patches
     assert not set(result.rivals.tolist()) & set(patches)
+
+
+def test_as_many_pairs_as_objects():
+    objects = torch.tensor([0, 0, 0, 0, 1, 1, 2])
+    for _ in range(5):
+        kept = sample_pairs(objects, 99, per_object=1)
+        assert sorted(objects[kept].tolist()) == [0, 1, 2]
+        assert len(sample_pairs(objects, 2, per_object=1)) == 2
+        assert sorted(objects[sample_pairs(objects, 99, per_object=2)].tolist()) == [0, 0, 1, 1, 2]

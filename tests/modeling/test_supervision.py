@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
 from rose_d2.modeling.supervision import NO_TARGET_NAME, LossWeights, PairSupervision, RoseCriterion
@@ -159,3 +160,30 @@ def test_weights_are_lisas_by_default():
     weighted = RoseCriterion(weights, 1.0).pairs([image])
     torch.testing.assert_close(weighted["loss_mask_bce"], 2 * plain["loss_mask_bce"])
     torch.testing.assert_close(weighted["loss_mask_dice"], plain["loss_mask_dice"] / 2)
+
+
+def test_mask_targets_are_made_for_the_objects_of_the_pairs_only(tiny_cfg, make_input, monkeypatch):
+    tiny_cfg.MODEL.ROSE.PAIRS_PER_OBJECT, tiny_cfg.MODEL.ROSE.MAX_PAIRS = 1, 3
+    model = build_model(tiny_cfg).train()
+    made = []
+    targets = model.mask_head.targets
+    monkeypatch.setattr(
+        model.mask_head, "targets", lambda masks, size: made.append(masks) or targets(masks, size)
+    )
+    instances = Instances.cat([make_input()["instances"]] * 5)
+    with EventStorage():
+        model([make_input(instances=instances)])
+    (masks,) = made
+    assert len(masks) <= 2 * 3 and len(instances) == 10
+    assert len(masks) < len(instances)
+
+
+def test_targets_follow_their_pairs(tiny_model, make_input):
+    item = make_input()
+    masks, size = item["instances"].gt_masks.tensor, item["sam_image"].shape[-2:]
+    whole, valid = tiny_model.mask_head.targets(masks, tuple(size))
+    device = torch.device("cpu")
+    for objects in ([1, 0, 1], [1], [0, 0]):
+        index = torch.tensor(objects)
+        found = tiny_model.supervisor._mask_targets(item, item["instances"], index, device)
+        assert torch.equal(found[0], whole[index]) and torch.equal(found[1], valid)

@@ -6,7 +6,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
 from rose_d2.engine.metrics import StepFlops
-from rose_d2.profiling.inputs import synthetic_inputs
+from rose_d2.profiling import memory_model
+from rose_d2.profiling.inputs import FEW_OBJECTS, synthetic_inputs
 from rose_d2.profiling.memory_model import AllKept, build_without_memory
 from rose_d2.profiling.memory_plan import MemoryPlan, plan_inference, plan_training
 from rose_d2.profiling.steps import measure_inference, measure_training_peak
@@ -31,7 +32,7 @@ def recipe_cfg(tiny_cfg):
 def test_training_takes_what_was_planned(tiny_cfg):
     tiny_cfg.SOLVER.IMS_PER_BATCH = 2
     measured = measure_training_peak(tiny_cfg)
-    assert plan_training(tiny_cfg, 1).peak == pytest.approx(measured, rel=0.15)
+    assert plan_training(tiny_cfg, 1, FEW_OBJECTS).peak == pytest.approx(measured, rel=0.15)
 
 
 @pytest.mark.slow
@@ -39,7 +40,7 @@ def test_trained_weights_in_float32_take_what_was_planned(recipe_cfg):
     recipe_cfg.MODEL.LMM.DTYPE, recipe_cfg.SOLVER.AMP.ENABLED = "bfloat16", True
     recipe_cfg.MODEL.LMM.GRADIENT_CHECKPOINTING = False
     measured = measure_training_peak(recipe_cfg)
-    assert plan_training(recipe_cfg, 1).peak == pytest.approx(measured, rel=0.15)
+    assert plan_training(recipe_cfg, 1, FEW_OBJECTS).peak == pytest.approx(measured, rel=0.15)
 
 
 @pytest.mark.slow
@@ -72,7 +73,7 @@ def test_checkpointing_saves_activations_only(recipe_cfg):
 @pytest.mark.slow
 def test_accumulating_takes_what_was_planned(recipe_cfg):
     measured = measure_training_peak(recipe_cfg)
-    assert plan_training(recipe_cfg, 1).peak == pytest.approx(measured, rel=0.15)
+    assert plan_training(recipe_cfg, 1, FEW_OBJECTS).peak == pytest.approx(measured, rel=0.15)
 
 
 def test_quantised_linear_layers_take_their_bits(tiny_cfg):
@@ -98,6 +99,19 @@ def test_a_model_without_memory_runs_like_the_real_one(recipe_cfg):
             real(inputs)
     assert planned.forward == counted.forward > 0
     assert all(type(p.data) is not torch.Tensor for p in model.parameters())
+
+
+def test_the_largest_load_is_a_scene_full_of_objects(tiny_cfg, monkeypatch):
+    made = []
+
+    def inputs(*args, **options):
+        made.append(synthetic_inputs(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(memory_model, "synthetic_inputs", inputs)
+    tiny_cfg.SOLVER.IMS_PER_BATCH = 1
+    assert "of 200 objects per GPU" in plan_training(tiny_cfg, 1).title
+    assert [len(item["instances"]) for item in made[0]] == [200]
 
 
 def test_images_must_be_shared_evenly(tiny_cfg):

@@ -49,8 +49,8 @@ def test_steps_are_reported_for_each_batch_size(benchmark, monkeypatch, capsys):
     assert "2.000 GB at the fullest moment" in shown
     assert "2.200 TFLOP/s" in shown
     assert benchmark.main(["train", "--num", "3", "--opts", "SOLVER.IMS_PER_BATCH", "6"]) == 0
-    assert "training: 6 images x 1 micro-batches a step" in capsys.readouterr().out
-    assert measured == [(8, 1, 2), (8, 4, 2), (6, 3)]
+    assert "training: 6 images of 10 objects x 1 micro-batches a step" in capsys.readouterr().out
+    assert measured == [(8, 1, 2), (8, 4, 2), (6, 3, 10)]
 
 
 def test_an_unknown_key_is_one_sentence(benchmark, capsys):
