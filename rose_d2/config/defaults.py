@@ -143,6 +143,8 @@ def _add_heads(cfg: CN) -> None:
     # How the mask to be repaired is shown (Table 6): concat (the fourth input channel) |
     # mask_overlay (drawn on the language model's view) | mask_box_overlay (with its box).
     cfg.MODEL.REFINEMENT.PROMPT = "concat"
+    # A box that is named without a mask is shown there too, filled (ours).
+    cfg.MODEL.REFINEMENT.BOX_AS_MASK = False
 
     cfg.MODEL.SIGLIP_TEXT = CN()
     # Text embeddings of class names: ngram (hashed character n-grams) | folder or hub name.

@@ -34,8 +34,8 @@ from rose_d2.refinement.regions import better_of_both, keeps_better, mask_in_vie
 from rose_d2.structures.patches import ImageFeatures
 from rose_d2.structures.segments import NormalisedBox, RefinementRequest, Segment
 
-# Prior masks whose features are kept; at 7B one costs 16 MB in bfloat16.
-_KEPT_PRIORS = 8
+# Marked regions whose features are kept; at 7B one costs 16 MB in bfloat16.
+_KEPT_REGIONS = 8
 
 
 class RoseSession:
@@ -269,27 +269,26 @@ class SessionFeatures:
     def __init__(self, model: nn.Module) -> None:
         """
         Args:
-            model: has `encode`, see `ROSE.encode`.
+            model: a ROSE.
         """
         self._model = model
-        self._by_prior: OrderedDict[bytes, ImageFeatures] = OrderedDict()
+        self._by_region: OrderedDict[bytes, ImageFeatures] = OrderedDict()
 
     def of(self, item: dict[str, Any]) -> ImageFeatures:
-        """Features of the session's image under the item's prior mask.
+        """Features of the session's image with the item's region marked.
 
         Args:
             item: one of `batched_inputs`, always of the same image.
         """
-        prior = item.get("prior_mask")
-        key = b"" if prior is None else np.packbits(prior.numpy() > 0).tobytes()
-        if key not in self._by_prior:
-            known = next(iter(self._by_prior.values()), None)
+        key = np.packbits(self._model.refinement_prompt.region(item).numpy() > 0).tobytes()
+        if key not in self._by_region:
+            known = next(iter(self._by_region.values()), None)
             with torch.no_grad():
-                self._by_prior[key] = self._model.encode(item, known)
-        self._by_prior.move_to_end(key)
-        while len(self._by_prior) > _KEPT_PRIORS:
-            self._by_prior.popitem(last=False)
-        return self._by_prior[key]
+                self._by_region[key] = self._model.encode(item, known)
+        self._by_region.move_to_end(key)
+        while len(self._by_region) > _KEPT_REGIONS:
+            self._by_region.popitem(last=False)
+        return self._by_region[key]
 
 
 class SessionModel:

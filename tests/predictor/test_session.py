@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from rose_d2.modeling.meta_arch.rose import RefinementPrompt
 from rose_d2.predictor.predictor import RosePredictor
 from rose_d2.predictor.questions import image_input, segments_from_output
 from rose_d2.prompts.conversation import Conversation
@@ -78,6 +79,21 @@ def test_sam_is_run_once_and_the_lmm_once_a_prior_mask(session, encoder_calls):
     assert encoder_calls == {"sam": 1, "lmm": 2}
     session.refer("the dog")
     assert encoder_calls == {"sam": 1, "lmm": 3}, "no prior mask"
+
+
+def test_a_marked_box_has_features_of_its_own(tiny_cfg, tiny_model, image):
+    tiny_model.refinement_prompt = RefinementPrompt(box_as_mask=True)
+    convolution = tiny_model.backbone.vision_tower.embeddings.patch_embedding
+    with torch.no_grad():
+        convolution.weight[:, 3] = 0.05
+    session = RosePredictor(tiny_cfg, model=tiny_model).open(image)
+    session.segment()
+    (first,) = session.missed((45, 0, 90, 30))
+    session.undo()
+    (second,) = session.missed((0, 30, 45, 60))
+    fresh = RosePredictor(tiny_cfg, model=tiny_model).open(image)
+    assert first.score != second.score
+    assert fresh.missed((0, 30, 45, 60))[0].score == second.score
 
 
 def test_what_was_asked_for_is_repeated_when_its_mask_is_refined(session):

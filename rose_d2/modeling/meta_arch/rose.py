@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rose_d2.modeling.patch_analyzer import build_patch_analyzer
 from rose_d2.modeling.supervision import Supervisor
 from rose_d2.prompts.conversation import EncodedPrompt, encode_image_prompt
 from rose_d2.structures.patches import ImageFeatures, QueryProposals, stack_features
+from rose_d2.structures.segments import BOX_SCALE
 from rose_d2.vocabulary.text_embeddings import TextEmbeddingBank
 
 PROMPT_FORMS = ("concat", "mask_overlay", "mask_box_overlay")
@@ -91,7 +93,9 @@ class ROSE(nn.Module):
             "supervisor": Supervisor.from_config(cfg, **shared),
             "inference": Inference.from_config(cfg, **shared),
             "response_decoder": ResponseDecoder(backbone) if cfg.TEST.GENERATE_RESPONSE else None,
-            "refinement_prompt": RefinementPrompt(cfg.MODEL.REFINEMENT.PROMPT),
+            "refinement_prompt": RefinementPrompt(
+                cfg.MODEL.REFINEMENT.PROMPT, box_as_mask=cfg.MODEL.REFINEMENT.BOX_AS_MASK
+            ),
             "image_first": cfg.MODEL.LMM.IMAGE_FIRST,
             "trainable_parts": {k.lower(): v for k, v in cfg.MODEL.TRAINABLE.items()},
             "bases": _pretrained_bases(cfg, backbone),
@@ -172,7 +176,8 @@ class ROSE(nn.Module):
         """Features of one image, to be handed in again as `features` with any words.
 
         Args:
-            item: one of `batched_inputs`, see `forward`.
+            item: one of `batched_inputs`, see `forward`. They hold for all items in which
+                `RefinementPrompt.region` is the same.
             known: features of the same image under another prior mask; SAM's are taken over.
         """
         images, prior_masks, _ = self._lmm_inputs([item])
@@ -207,8 +212,7 @@ class ROSE(nn.Module):
         self, batched_inputs: list[dict]
     ) -> tuple[torch.Tensor, torch.Tensor, list[EncodedPrompt]]:
         images = torch.stack([item["image"] for item in batched_inputs]).to(self.device)
-        empty = torch.zeros(1, *images.shape[-2:])
-        priors = torch.stack([item.get("prior_mask", empty) for item in batched_inputs])
+        priors = torch.stack([self.refinement_prompt.region(item) for item in batched_inputs])
         prompts = [
             encode_image_prompt(self.backbone.tokenizer, item["conversation"], self.image_first)
             for item in batched_inputs
@@ -260,6 +264,7 @@ class RefinementPrompt:
 
     Attributes:
         form: MODEL.REFINEMENT.PROMPT, one of `PROMPT_FORMS`.
+        box_as_mask: MODEL.REFINEMENT.BOX_AS_MASK.
         colour: RGB in 0..255 of overlay and frame.
         alpha: opacity of the overlay, 0 to 1; the frame is opaque.
         line_width: of the frame, in pixels of the view.
@@ -269,6 +274,7 @@ class RefinementPrompt:
     """
 
     form: str = "concat"
+    box_as_mask: bool = False
     colour: tuple[int, int, int] = (255, 0, 0)
     alpha: float = 0.5
     line_width: int = 2
@@ -279,6 +285,25 @@ class RefinementPrompt:
                 f"MODEL.REFINEMENT.PROMPT is {self.form!r}; choose one of "
                 f"{', '.join(PROMPT_FORMS)}."
             )
+
+    def region(self, item: dict) -> Tensor:
+        """What is marked in the view: the prior mask, or the named box where there is none.
+
+        Args:
+            item: one of `batched_inputs`.
+
+        Returns:
+            float (1, I, I), 0 or 1.
+        """
+        side = item["image"].shape[-1]
+        prior = item.get("prior_mask")
+        if prior is not None and prior.any():
+            return prior
+        marked = torch.zeros(1, side, side)
+        if self.box_as_mask and "named_box" in item:
+            left, top, right, bottom = (edge * side / BOX_SCALE for edge in item["named_box"])
+            marked[:, math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = 1
+        return marked
 
     def __call__(self, images: Tensor, prior_masks: Tensor) -> tuple[Tensor, Tensor]:
         """

@@ -159,6 +159,20 @@ def test_prior_mask_is_a_fourth_channel_of_zeros_when_absent(tiny_model, make_in
     assert trained != absent
 
 
+def test_a_box_without_a_mask_is_marked_where_the_config_says_so(tiny_cfg, make_input):
+    box, prior = {"named_box": (0, 250, 500, 999)}, torch.zeros(1, 84, 84)
+    prior[:, :9] = 1
+    marked = torch.zeros(1, 84, 84)
+    marked[:, 21:, :43] = 1  # pixels that the box touches: 84 * 500 / 999 is 42.04
+    tiny_cfg.MODEL.REFINEMENT.BOX_AS_MASK = True
+    region = build_model(tiny_cfg).refinement_prompt.region
+    assert torch.equal(region(make_input(**box)), marked)
+    assert torch.equal(region(make_input(**box, prior_mask=torch.zeros(1, 84, 84))), marked)
+    assert torch.equal(region(make_input(**box, prior_mask=prior)), prior)
+    assert not region(make_input()).any()
+    assert not RefinementPrompt().region(make_input(**box)).any()
+
+
 def test_response_is_written_on_request(tiny_cfg, make_input):
     tiny_cfg.TEST.GENERATE_RESPONSE = True
     torch.manual_seed(0)
