@@ -5,6 +5,7 @@ two sentences that decode a category embedding, and second turns about a region.
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -215,6 +216,31 @@ def counting_response(names: list[str], max_names: int | None = None) -> str:
     said = {name for name, _ in counts.most_common(max_names)}
     listed = ", ".join(f"{count} {name}" for name, count in counts.items() if name in said)
     return f"There are {listed} in this image."
+
+
+def add_up_counts(response: str) -> str:
+    """Say each name of a counting response once, as `counting_response` does.
+
+    A model that lists objects one by one writes "1 cow, 1 cow", which here becomes "2 cow".
+
+    Args:
+        response: generated, of any form.
+
+    Returns:
+        The same with equal names added up; unchanged if it is no counting response.
+    """
+    sentence = re.fullmatch(r"There are (.+) in this image\.", response)
+    listed = sentence[1].split(", ") if sentence else []
+    items = [re.fullmatch(r"(\d+) (.+)", entry) for entry in listed]
+    counts: Counter[str] = Counter()
+    for item in items:
+        if item is None:
+            return response
+        counts[item[2]] += int(item[1])
+    if not counts:
+        return response
+    added = ", ".join(f"{count} {name}" for name, count in counts.items())
+    return f"There are {added} in this image."
 
 
 def build_refinement_instruction(

@@ -13,6 +13,7 @@ from rose_d2.prompts.instructions import (
     NOTHING_FOUND,
     REFINEMENT_INSTRUCTIONS,
     REGION_INSTRUCTIONS,
+    add_up_counts,
     box_in_words,
     build_instruction,
     build_refinement_instruction,
@@ -256,3 +257,19 @@ def test_what_has_no_box_is_refused(region, size, message):
 def test_a_region_box_in_the_wrong_order_is_refused():
     with pytest.raises(ValueError, match="x1 <= x2"):
         build_region_instruction((500, 0, 400, 10))
+
+
+@pytest.mark.parametrize(
+    ("generated", "said"),
+    [
+        (
+            "There are 1 cow, 2 red car, 1 cow in this image.",
+            "There are 2 cow, 2 red car in this image.",
+        ),
+        (NOTHING_FOUND, NOTHING_FOUND),
+        ("There are 1 cow, cow in this image.", "There are 1 cow, cow in this image."),
+        ("There are 1 cow, 1 cow", "There are 1 cow, 1 cow"),  # the longest response was reached
+    ],
+)
+def test_equal_names_of_a_response_are_added_up(generated, said):
+    assert add_up_counts(generated) == said
