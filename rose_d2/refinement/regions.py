@@ -25,6 +25,7 @@ BOXES = ("target", "prior")
 _PASSED_ON = (
     "image",
     "sam_image",
+    "features",
     "height",
     "width",
     "file_name",
@@ -101,7 +102,7 @@ def refinement_input(
     Mask and box are made in the language model's view, as in training.
 
     Args:
-        item: of the first turn, see `RoseDatasetMapper`.
+        item: of the first turn, see `RoseDatasetMapper`; its features, if any, may only be SAM's.
         region: what to ask for.
         box: whose box the instruction names, one of `BOXES`.
         within_box: the answering patch must touch it. Not where it is the prior's and there is an

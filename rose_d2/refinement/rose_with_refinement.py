@@ -74,6 +74,7 @@ class ROSEWithRefinement(nn.Module):
         """
         if self.model.training:
             raise ValueError("Refinement is for evaluation: call .eval() on the model first.")
+        batched_inputs = self.model.with_sam_features(batched_inputs)
         first = self.model(batched_inputs)
         chosen = [i for i, item in enumerate(batched_inputs) if item["task"] in TASK_REFINEMENTS]
         items = [batched_inputs[i] for i in chosen]

@@ -169,30 +169,35 @@ class QueryProposals:
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """Features of one image under one prior mask, without anything that depends on the words.
+    """Features of one image, without anything that depends on the words.
 
     Attributes:
-        patches: (P, D) the image and its prior mask, in the language model's width.
-        sam: (E, g, g) SAM's embedding, which knows nothing of the prior mask.
+        sam: (E, g, g) SAM's embedding, which knows nothing of a prior mask.
+        patches: (P, D) the image and its prior mask, in the language model's width; None where the
+            prior mask is not known yet.
     """
 
-    patches: Tensor
     sam: Tensor
+    patches: Tensor | None = None
 
 
 def stack_features(
     features: Sequence[ImageFeatures | None],
-) -> tuple[Tensor, Tensor] | tuple[None, None]:
+) -> tuple[Tensor | None, Tensor | None]:
     """Batch the features of B images.
 
     Args:
         features: one an image; None where an image has none.
 
     Returns:
-        Patches (B, P, D) and SAM's embeddings (B, E, g, g), or two times None where the features
-        of any image are missing: the whole batch is encoded then.
+        Patches (B, P, D) and SAM's embeddings (B, E, g, g), each None where any image lacks it:
+        the whole batch is encoded then.
     """
-    known = [entry for entry in features if entry is not None]
-    if not known or len(known) < len(features):
-        return None, None
-    return torch.stack([f.patches for f in known]), torch.stack([f.sam for f in known])
+    patches = [None if entry is None else entry.patches for entry in features]
+    sam = [None if entry is None else entry.sam for entry in features]
+    return _stack_known(patches), _stack_known(sam)
+
+
+def _stack_known(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    known = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(known) if known and len(known) == len(tensors) else None

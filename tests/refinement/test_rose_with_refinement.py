@@ -226,6 +226,22 @@ def test_a_real_model_refines_its_own_answers(tiny_model, make_item):
         assert {r["round"] for r in output["refinements"]} <= {1, 2}
 
 
+def test_sam_encodes_an_image_once_for_all_turns(tiny_model, make_item, monkeypatch):
+    encoded, turns = [], []
+    encode, forward = tiny_model.mask_head.encode, tiny_model.forward
+    monkeypatch.setattr(
+        tiny_model.mask_head, "encode", lambda images: encoded.append(len(images)) or encode(images)
+    )
+    monkeypatch.setattr(
+        tiny_model, "forward", lambda items: turns.append(len(items)) or forward(items)
+    )
+    items = [make_item("instance"), make_item("semantic")]
+    with torch.no_grad():
+        outputs = wrap(tiny_model)(items)
+    assert sum(len(output["refinements"]) for output in outputs) == sum(turns[1:]) > 2
+    assert encoded == [2]
+
+
 @pytest.mark.parametrize("keep_better", [False, True])
 def test_a_mask_that_is_rated_higher_than_its_repair_stays(
     scene, make_item, instances, keep_better

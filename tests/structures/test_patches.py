@@ -56,7 +56,7 @@ def test_image_size_must_be_a_multiple_of_the_patch():
 
 
 def features(value):
-    return ImageFeatures(torch.full((9, 4), value), torch.full((2, 3, 3), value))
+    return ImageFeatures(torch.full((2, 3, 3), value), torch.full((9, 4), value))
 
 
 def test_features_of_all_images_are_batched_in_order():
@@ -69,3 +69,8 @@ def test_a_batch_with_a_gap_is_encoded_whole():
     assert stack_features([features(1.0), None]) == (None, None)
     assert stack_features([None]) == (None, None)
     assert stack_features([]) == (None, None)
+
+
+def test_patches_may_be_unknown_where_sams_features_are_known():
+    patches, sam = stack_features([features(1.0), ImageFeatures(features(2.0).sam)])
+    assert patches is None and sam.shape == (2, 2, 3, 3)

@@ -19,6 +19,7 @@ from rose_d2.modeling.mask_head import build_mask_head
 from rose_d2.modeling.patch_analyzer import build_patch_analyzer
 from rose_d2.modeling.supervision import Supervisor
 from rose_d2.prompts.conversation import EncodedPrompt, encode_image_prompt
+from rose_d2.prompts.instructions import add_up_counts
 from rose_d2.structures.patches import ImageFeatures, QueryProposals, stack_features
 from rose_d2.structures.segments import BOX_SCALE
 from rose_d2.vocabulary.text_embeddings import TextEmbeddingBank
@@ -123,8 +124,9 @@ class ROSE(nn.Module):
                 * named_box: (x1, y1, x2, y2) in 0-999, the box the conversation names (optional);
                 * answer_box: such a box, where the answering patch must lie (tasks with one answer;
                   optional, inference);
-                * features: what `encode` made of image, sam_image and prior_mask; used if every
-                  item has them (optional, inference);
+                * features: what `encode` made of image, sam_image and prior_mask, or
+                  `with_sam_features` of sam_image; used if every item has them (optional,
+                  inference);
                 * instances, negative_points, ignore_mask: ground truth (training).
 
         Returns:
@@ -151,7 +153,7 @@ class ROSE(nn.Module):
         if self.response_decoder is not None:
             texts = self.response_decoder(*self._lmm_inputs(batched_inputs))
             for output, text in zip(outputs, texts, strict=True):
-                output["text"] = text
+                output["text"] = add_up_counts(text)
         return outputs
 
     def perceive(
@@ -183,7 +185,19 @@ class ROSE(nn.Module):
         images, prior_masks, _ = self._lmm_inputs([item])
         (patches,) = self.backbone.encode_image(images, prior_masks)  # (P, D)
         sam = self.mask_head.encode([item["sam_image"]])[0] if known is None else known.sam
-        return ImageFeatures(patches, sam)
+        return ImageFeatures(sam, patches)
+
+    def with_sam_features(self, batched_inputs: list[dict]) -> list[dict]:
+        """The same items with SAM's features, for several turns about their images.
+
+        Args:
+            batched_inputs: see `forward`.
+        """
+        sam = self.mask_head.encode([item["sam_image"] for item in batched_inputs])
+        return [
+            {**item, "features": ImageFeatures(features)}
+            for item, features in zip(batched_inputs, sam, strict=True)
+        ]
 
     def parts(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Named parameters by part, trainable or not; what no output depends on is left out."""
