@@ -8,16 +8,19 @@ DETECTRON2 ?=
 EXTRAS ?=
 ARGS ?=
 VENV_PYTHON = .venv/bin/python
+WANTED = $(EXTRAS)
 TINY = --config-file configs/rose_tiny.yaml
 TINY_WEIGHTS = MODEL.WEIGHTS checkpoints/rose_tiny/model.safetensors
 
 # detectron2 still uses torch.jit.script: nothing that a user can change.
 export PYTHONWARNINGS ?= ignore::FutureWarning:torch.jit._script,ignore::DeprecationWarning:torch.jit._script
 
-.PHONY: help setup demo test lint format train-tiny eval-tiny
+.PHONY: help setup demo app space test lint format train-tiny eval-tiny
 
 help:
 	@echo "make demo        segment and name eight clip-art images; pictures in output/demo"
+	@echo "make app         the web page: segment, click and talk in a browser"
+	@echo "make space       the web page as a folder for a Hugging Face Space, in output/space"
 	@echo "make test        run the tests (ARGS='-k name' for some of them)"
 	@echo "make setup       only the environment: .venv with pinned dependencies and detectron2"
 	@echo "make lint        ruff and mypy, as CI runs them"
@@ -34,7 +37,7 @@ setup:
 	    3.10.*|3.11.*|3.12.*|3.13.*) \
 	      if "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
 	        exec "$$python" tools/setup_env.py $${PYTHON:+--this-python} --detectron2="$$DETECTRON2" \
-	          --extras="$$EXTRAS"; \
+	          --extras="$(WANTED)"; \
 	      fi; \
 	      found="$$found, $$python is $$version without venv and pip" ;; \
 	    *) found="$$found, $$python is $$version" ;; \
@@ -50,6 +53,18 @@ demo: setup
 	$(VENV_PYTHON) demo/demo.py $(TINY) --input output/demo/images --output output/demo \
 	  --overwrite $(ARGS) --opts $(TINY_WEIGHTS)
 	@echo "The result is in output/demo: contact_sheet.jpg, overlays/ and predictions.json"
+
+app: WANTED = app,$(EXTRAS)
+app: setup
+	$(VENV_PYTHON) demo/app.py $(ARGS)
+
+space: setup
+	rm -rf build output/space
+	$(VENV_PYTHON) -m pip wheel --quiet --no-deps --wheel-dir output/space .
+	cp -r demo/space/. demo/examples output/space
+	cp demo/app.py output/space/rose_page.py
+	cd output/space && sed -i.bak "s/WHEEL/$$(ls rose_d2-*.whl)/" requirements.txt && rm requirements.txt.bak
+	@echo "Push output/space to a Space: https://huggingface.co/docs/hub/spaces-overview"
 
 train-tiny: setup
 	$(VENV_PYTHON) datasets/prepare_clipart.py

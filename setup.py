@@ -66,14 +66,12 @@ EXTRAS = {
     "app": ["gradio>=5"],
     "bulk": ["pyarrow>=17", "ray[data]>=2.40"],
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],
-    "dev": [
+    "dev": ["mypy>=1.13", "pytest>=8", "pytest-xdist>=3.8", "ruff>=0.9"],
+    # What tests of the extras and of other libraries' objects need besides; CI has all of it.
+    "test": [
         "ipykernel>=6",
-        "mypy>=1.13",
         "nbclient>=0.10",
         "pandas>=2",
-        "pytest>=8",
-        "pytest-xdist>=3.8",
-        "ruff>=0.9",
         "selenium>=4.20",
         "supervision>=0.25",
     ],
