@@ -155,9 +155,13 @@ def _add_heads(cfg: CN) -> None:
 
 def _add_loss(cfg: CN) -> None:
     cfg.MODEL.ROSE = CN()
-    # Which tokens predict masks and where names come from (Table 3).
+    # Which tokens draw masks and where names come from (Table 3): patch with decode (ROSE),
+    # seg_stack or seg_dense_stack with along_seg, patch with along_region; see
+    # rose_d2/modeling/frameworks.py.
     cfg.MODEL.ROSE.SEGMENT_UNIT = "patch"
     cfg.MODEL.ROSE.CLASSIFY_UNIT = "decode"
+    # <SEG> tokens a target has in a dense stack (ours).
+    cfg.MODEL.ROSE.SEGS_PER_TARGET = 3
     # Patches of each object that reach the mask, name and SigLIP losses, drawn anew every time:
     # with 1 there are as many pairs as objects (section 3.3, "N is determined by the number of
     # ground truth"); 0: all its patches.
@@ -288,6 +292,8 @@ def add_inference_config(cfg: CN) -> None:
     cfg.TEST.RANK_BY_NAME = True
     # Also write the counting sentence the language model generates.
     cfg.TEST.GENERATE_RESPONSE = False
+    # Longest response in tokens, a stack's too.
+    cfg.TEST.MAX_RESPONSE_TOKENS = 512
     # Keep what the model answered, image by image: evaluations can then be resumed and scored anew.
     cfg.TEST.SAVE_PREDICTIONS = False
     _add_postprocessing(cfg)

@@ -177,6 +177,10 @@ class DecodedNames:
     names: CategoryNames
     scores: Tensor
 
+    def __getitem__(self, item: Tensor) -> DecodedNames:
+        """Choose names with a boolean mask (K,) or long positions."""
+        return DecodedNames(self.names[item], self.scores[item])
+
 
 class CandidateTrie:
     """The names that decoding may spell, as a trie of their tokens; every name ends in a leaf.
@@ -300,15 +304,47 @@ class ResponseDecoder:
         ]
 
     def _respond(self, image: Tensor, prior_mask: Tensor, prompt: EncodedPrompt) -> str:
-        cache = DynamicCache()
-        state = self.lmm.read_prompt(image, prior_mask, prompt, cache)  # (1, 1, D)
+        writing = Writing(self.lmm, image, prior_mask, prompt)
         tokens: list[int] = []
         while len(tokens) < self.max_tokens:
-            # Rows beyond the tokenizer's own are padding of the embedding, never a word.
-            words = self.lmm.logits(state)[..., : len(self.lmm.tokenizer)]
-            token = words.argmax(dim=-1)  # (1, 1)
-            if int(token) == self.lmm.tokenizer.eos_token_id:
+            token, _ = writing.choose()
+            if token == self.lmm.tokenizer.eos_token_id:
                 break
-            tokens.append(int(token))
-            state = self.lmm.run_text(self.lmm.embed_tokens(token), cache)
+            tokens.append(token)
+            writing.read(token)
         return self.lmm.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+class Writing:
+    """A response in progress: the language model has read a prompt and what was written so far.
+
+    Attributes:
+        state: (1, 1, D), predicts the next token.
+    """
+
+    def __init__(
+        self, lmm: LMMBackbone, image: Tensor, prior_mask: Tensor, prompt: EncodedPrompt
+    ) -> None:
+        """
+        Args:
+            lmm: sees the image and writes.
+            image: (1, 3, I, I), RGB in 0..255.
+            prior_mask: (1, 1, I, I), 0 or 1.
+            prompt: its response, if any, is not read.
+        """
+        self._lmm = lmm
+        self._cache = DynamicCache()
+        self.state = lmm.read_prompt(image, prior_mask, prompt, self._cache)
+
+    def choose(self) -> tuple[int, float]:
+        """The most probable next token and its log-probability."""
+        # Rows beyond the tokenizer's own are padding of the embedding, never a word.
+        logits = self._lmm.logits(self.state)[0, 0, : len(self._lmm.tokenizer)].float()
+        log_prob, token = logits.log_softmax(dim=0).max(dim=0)
+        return int(token), float(log_prob)
+
+    def read(self, token: int) -> None:
+        """Write a token."""
+        ids = torch.tensor([[token]], device=self.state.device)
+        words = self._lmm.embed_tokens(ids).to(self.state.dtype)
+        self.state = self._lmm.run_text(words, self._cache)

@@ -13,7 +13,7 @@ from detectron2.structures import Instances
 
 from rose_d2.layers.masks import mask_nms
 from rose_d2.modeling.assignment import patches_touching, select_patches
-from rose_d2.modeling.category_decoder import CandidateTrie, CategoryDecoder
+from rose_d2.modeling.category_decoder import CandidateTrie, CategoryDecoder, DecodedNames
 from rose_d2.modeling.mask_head import MaskHead, MaskView, view_size
 from rose_d2.modeling.patch_analyzer import ANY_ROLE, STUFF_ROLE, PatchAnalyzer
 from rose_d2.modeling.postprocessing import (
@@ -130,7 +130,10 @@ class Inference:
         candidates = self.draw(item, proposals, image_embeddings, index)
         if not self.settings.nms_class_aware:
             candidates = self.suppress(candidates, item)
-        candidates = self.name(candidates, item)
+        written = None
+        if proposals.names is not None:
+            written = partial(proposals.names, index)
+        candidates = self.name(candidates, item, written)
         if self.settings.nms_class_aware:
             candidates = self.suppress(candidates, item)
         return self.answer(candidates, item)
@@ -168,13 +171,29 @@ class Inference:
             kinds = torch.tensor(first, dtype=torch.long, device=logits.device)
         return candidates[mask_nms(logits > 0, candidates.scores, self.settings.nms_thresh, kinds)]
 
-    def name(self, candidates: Instances, item: dict) -> Instances:
-        """Spell the names; what is none of the allowed ones drops out."""
+    def name(
+        self,
+        candidates: Instances,
+        item: dict,
+        written: Callable[[torch.Tensor], DecodedNames] | None = None,
+    ) -> Instances:
+        """Spell the names; what is none of the allowed ones drops out.
+
+        Args:
+            candidates: with category_embeddings and pred_patches.
+            item: one of `batched_inputs`.
+            written: names by candidate, where the response has them.
+        """
         allowed = _allowed_names(item)
-        trie = self._trie(allowed) if allowed else None
-        decoded = self.category_decoder.generate(candidates.category_embeddings, trie)
+        if written is not None:
+            decoded = written(candidates.pred_patches)
+        else:
+            trie = self._trie(allowed) if allowed else None
+            decoded = self.category_decoder.generate(candidates.category_embeddings, trie)
         candidates.pred_category_names = decoded.names
         candidates.name_scores = decoded.scores.exp()
+        if written is not None and allowed:
+            return candidates[[name in item["candidates"] for name in decoded.names]]
         if OTHER_NAME not in allowed or OTHER_NAME in item["candidates"]:
             return candidates
         chosen = torch.tensor([name != OTHER_NAME for name in decoded.names], dtype=torch.bool)
@@ -209,7 +228,8 @@ class Inference:
             if "answer_box" in item:
                 outside = ~patches_touching(grid, item["answer_box"]).to(logits.device)
                 logits = logits.masked_fill(outside, -torch.inf)
-            return select_patches(logits, proposals.roles, top_k=1)
+            best = select_patches(logits, proposals.roles, top_k=1)
+            return best[logits[best] > -torch.inf]  # a stack may be empty
         kept = select_patches(logits, proposals.roles, settings.top_k, settings.top_k_stuff)
         return kept[logits[kept].float().sigmoid() >= settings.objectness_floor(task)]
 

@@ -83,6 +83,7 @@ class StandardPatchAnalyzer(nn.Module):
         prompt_dim: int,
         siglip_dim: int,
         role_conditioning: str = "embedding",
+        names_patches: bool = True,
     ) -> None:
         """
         Args:
@@ -94,6 +95,8 @@ class StandardPatchAnalyzer(nn.Module):
             siglip_dim: width of the SigLIP embeddings.
             role_conditioning: "embedding" adds a learned, zero-initialised vector per role to
                 the features; "separate_heads" has projectors per role; "none" does neither.
+            names_patches: with a projector for category embeddings; without it, they are the
+                features.
 
         Raises:
             ValueError: for another `role_conditioning`.
@@ -112,7 +115,9 @@ class StandardPatchAnalyzer(nn.Module):
             self.role_embedding = nn.Parameter(torch.zeros(len(ROLES), input_dim))
         self.objectness = RoleProjector(input_dim, hidden_dim, 1, own)
         self.mask = RoleProjector(input_dim, hidden_dim, prompt_dim, own)
-        self.category = RoleProjector(input_dim, hidden_dim, input_dim, own)
+        self.category: nn.Module | None = None
+        if names_patches:
+            self.category = RoleProjector(input_dim, hidden_dim, input_dim, own)
         self.siglip = RoleProjector(input_dim, hidden_dim, siglip_dim, own)
 
     @classmethod
@@ -126,6 +131,7 @@ class StandardPatchAnalyzer(nn.Module):
             "prompt_dim": prompt_dim,
             "siglip_dim": cfg.MODEL.PATCH_ANALYZER.SIGLIP_DIM,
             "role_conditioning": cfg.MODEL.PATCH_ANALYZER.ROLE_CONDITIONING,
+            "names_patches": cfg.MODEL.ROSE.CLASSIFY_UNIT == "decode",
         }
 
     def propose(self, lmm_output: LMMOutput) -> QueryProposals:
@@ -148,7 +154,7 @@ class StandardPatchAnalyzer(nn.Module):
             centres=self.centres[patches],
             objectness_logits=proposals.objectness_logits[image_index, patches],
             mask_embeddings=self.mask(features, roles),
-            category_embeddings=self.category(features, roles),
+            category_embeddings=self.category(features, roles) if self.category else features,
             siglip_embeddings=self.siglip(features, roles),
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -32,6 +32,7 @@ from rose_d2.modeling.assignment import (
 )
 from rose_d2.modeling.backbone.lmm import LMMOutput
 from rose_d2.modeling.category_decoder import CategoryDecoder
+from rose_d2.modeling.frameworks import Framework, TokenAssigner
 from rose_d2.modeling.mask_head import DrawnMasks, MaskHead, MaskView, view_size
 from rose_d2.modeling.patch_analyzer import PatchAnalyzer, SuperPatchLayout
 from rose_d2.prompts.tasks import TASKS
@@ -56,7 +57,7 @@ class Supervisor:
     def __init__(
         self,
         *,
-        assigner: PatchAssigner,
+        assigner: PatchAssigner | TokenAssigner,
         patch_analyzer: PatchAnalyzer,
         mask_head: MaskHead,
         criterion: RoseCriterion,
@@ -93,6 +94,7 @@ class Supervisor:
         cls,
         cfg: CfgNode,
         *,
+        framework: Framework,
         grid: PatchGrid,
         patch_analyzer: PatchAnalyzer,
         mask_head: MaskHead,
@@ -103,6 +105,7 @@ class Supervisor:
 
         Args:
             cfg: the full config.
+            framework: of Table 3.
             grid: patches of the LMM's view.
             patch_analyzer: see `__init__`, as the other arguments.
             mask_head: see there.
@@ -111,12 +114,16 @@ class Supervisor:
         """
         rose, super_patch = cfg.MODEL.ROSE, cfg.MODEL.SUPER_PATCH
         weights = LossWeights(**{name.lower(): value for name, value in rose.LOSS_WEIGHT.items()})
+        weights = weights.for_framework(framework)
         negatives = NegativeCounts(
             rose.NEGATIVES_WRONG_ROLE, rose.NEGATIVES_NOT_ASKED, rose.NEGATIVES_RANDOM
         )
         layout = SuperPatchLayout(super_patch.LAYOUT, super_patch.SCALE_BOUNDS)
+        assigner: PatchAssigner | TokenAssigner = TokenAssigner(framework, grid)
+        if framework.draws_by_patch:
+            assigner = PatchAssigner(grid, layout, super_patch.WINDOW, negatives)
         return cls(
-            assigner=PatchAssigner(grid, layout, super_patch.WINDOW, negatives),
+            assigner=assigner,
             patch_analyzer=patch_analyzer,
             mask_head=mask_head,
             criterion=RoseCriterion(weights, rose.SIGLIP_TEMPERATURE),
@@ -215,7 +222,10 @@ class Supervisor:
         flat = CategoryNames.cat(names)
         spelled = CategoryNames(name or NO_TARGET_NAME for name in flat)
         embeddings = torch.cat([p.category_embeddings for p in predictions])
-        losses = self.category_decoder.loss(embeddings, spelled)
+        if self.criterion.weights.category:
+            losses = self.category_decoder.loss(embeddings, spelled)
+        else:
+            losses = 0 * embeddings.sum(dim=1)
         is_named = torch.tensor([bool(name) for name in flat])
         return (losses * is_named.to(losses.device)).split([len(part) for part in names])
 
@@ -372,6 +382,17 @@ class LossWeights:
     siglip: float = 1.0
     ranking: float = 0.0
     quality: float = 0.0
+
+    def for_framework(self, framework: Framework) -> LossWeights:
+        """Without the terms a framework has nothing to compute of.
+
+        The names of one that does not decode them are part of the text; a stack knows nothing but
+        what it writes, so there is no objectness.
+        """
+        weights = self if framework.decodes_names else replace(self, category=0.0)
+        if framework.draws_by_patch:
+            return weights
+        return replace(weights, objectness=0.0, ranking=0.0)
 
 
 class Pairs(NamedTuple):

@@ -13,6 +13,7 @@ import numpy as np
 
 from rose_d2.prompts.conversation import CATEGORY_TOKEN
 from rose_d2.prompts.tasks import CANDIDATE_TASKS, TASKS, get_task
+from rose_d2.prompts.tokenizer import REGION_TOKEN, SEG_TOKEN
 from rose_d2.structures.segments import BOX_SCALE, NormalisedBox, RefinementRequest, check_box
 
 CANDIDATE_CLAUSES: tuple[str, ...] = (
@@ -216,6 +217,35 @@ def counting_response(names: list[str], max_names: int | None = None) -> str:
     said = {name for name, _ in counts.most_common(max_names)}
     listed = ", ".join(f"{count} {name}" for name, count in counts.items() if name in said)
     return f"There are {listed} in this image."
+
+
+def seg_response(names: Sequence[str], per_target: int = 1) -> str:
+    """List targets for a stack of <SEG> (paper section 4.4, "along <SEG>"; the wording is ours).
+
+    Args:
+        names: one name a target, "" where the annotation has none.
+        per_target: <SEG> tokens of each.
+
+    Returns:
+        For example "dog <SEG>, red car <SEG>."; `NOTHING_FOUND` for no names.
+    """
+    if not names:
+        return NOTHING_FOUND
+    return ", ".join(f"{name} {SEG_TOKEN * per_target}".strip() for name in names) + "."
+
+
+def region_response(names: Sequence[str]) -> str:
+    """List the names of patches (paper section 4.4, "along <REGION>"; the wording is ours).
+
+    Args:
+        names: one name a patch, "" where the annotation has none.
+
+    Returns:
+        For example "<REGION> dog, <REGION> red car."; `NOTHING_FOUND` for no names.
+    """
+    if not names:
+        return NOTHING_FOUND
+    return ", ".join(f"{REGION_TOKEN} {name}".strip() for name in names) + "."
 
 
 def add_up_counts(response: str) -> str:

@@ -18,6 +18,9 @@ from rose_d2.prompts.conversation import IMAGE_TOKEN
 START_TOKEN = "<|im_start|>"
 END_TOKEN = "<|im_end|>"
 PAD_TOKEN = "<|endoftext|>"
+# Of the paper's other frameworks (Table 3): a target of a stack, and a patch to be named.
+SEG_TOKEN = "<SEG>"
+REGION_TOKEN = "<REGION>"
 
 # LLaVA-OneVision's turn format (transformers' conversion script): no system message.
 CHAT_TEMPLATE = (

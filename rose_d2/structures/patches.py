@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -160,11 +161,14 @@ class QueryProposals:
         features: (B, P, D) one vector per candidate.
         objectness_logits: (B, P) logits of "an object of interest is here".
         roles: (P,) long role of each candidate, or None for candidates without a location.
+        names: names of chosen candidates of an image, where they are not decoded from embeddings:
+            called with its index and (K,) long candidates.
     """
 
     features: torch.Tensor
     objectness_logits: torch.Tensor
     roles: torch.Tensor | None
+    names: Callable[[int, torch.Tensor], Any] | None = None
 
 
 @dataclass(frozen=True)

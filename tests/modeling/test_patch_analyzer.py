@@ -31,7 +31,7 @@ def build(role_conditioning):
 
 
 def propose(analyzer, features):
-    return analyzer.propose(LMMOutput(features, *[torch.zeros(0)] * 3))
+    return analyzer.propose(LMMOutput(features, *[torch.zeros(0)] * 4))
 
 
 @pytest.mark.parametrize("conditioning", ["embedding", "separate_heads", "none"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -160,6 +161,16 @@ class LlavaOneVisionBackbone(LMMBackbone):
         """See `LMMBackbone.embed_tokens`."""
         return self.model.model.language_model.embed_tokens(ids)
 
+    def add_tokens(self, tokens: Sequence[str]) -> None:
+        """See `LMMBackbone.add_tokens`.
+
+        Rows are added to the embedding and the output layer, tied or not, unless there is room:
+        Qwen2's have more rows than its tokenizer has tokens.
+        """
+        self.tokenizer.add_tokens(list(tokens), special_tokens=True)
+        if len(self.tokenizer) > self.model.config.text_config.vocab_size:
+            self.model.resize_token_embeddings(len(self.tokenizer))
+
     def run_text(self, embeddings: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
         """See `LMMBackbone.run_text`."""
         return self.model.model.language_model(
@@ -258,11 +269,13 @@ class LlavaOneVisionBackbone(LMMBackbone):
 
     def _predict_responses(
         self, states: torch.Tensor, prompt_lengths: list[int], prompts: list[EncodedPrompt]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Logits where a label is, and only there."""
-        before_each, labels, images = [], [], []
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits where a label is, and only there; and the states there."""
+        before_each, at_each, labels, images = [], [], [], []
         for index, (length, prompt) in enumerate(zip(prompt_lengths, prompts, strict=True)):
-            before_each.append(states[index, length - 1 : length - 1 + len(prompt.response)])
+            end = length + len(prompt.response)
+            before_each.append(states[index, length - 1 : end - 1])
+            at_each.append(states[index, length:end])
             labels.extend(prompt.response)
             images.extend([index] * len(prompt.response))
         device = states.device
@@ -270,6 +283,7 @@ class LlavaOneVisionBackbone(LMMBackbone):
             self.logits(torch.cat(before_each)),
             torch.tensor(labels, dtype=torch.long, device=device),
             torch.tensor(images, dtype=torch.long, device=device),
+            torch.cat(at_each),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,12 +25,14 @@ class LMMOutput:
         response_logits: (T, V) logits that predict the T response tokens of the whole batch.
         response_labels: (T,) long, those tokens.
         response_images: (T,) long, which image of the batch each belongs to.
+        response_states: (T, D) last-layer states at those tokens.
     """
 
     patch_features: torch.Tensor
     response_logits: torch.Tensor
     response_labels: torch.Tensor
     response_images: torch.Tensor
+    response_states: torch.Tensor
 
 
 class LMMBackbone(Backbone):
@@ -92,6 +95,10 @@ class LMMBackbone(Backbone):
     @abstractmethod
     def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids (...) -> embeddings (..., D)."""
+
+    @abstractmethod
+    def add_tokens(self, tokens: Sequence[str]) -> None:
+        """Let tokenizer, embedding and output layer know special tokens, before weights load."""
 
     @abstractmethod
     def run_text(self, embeddings: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:

@@ -14,9 +14,16 @@ from torch import Tensor, nn
 from rose_d2.layers.masks import masks_to_boxes
 from rose_d2.modeling.backbone.lmm import LMMBackbone, LMMOutput
 from rose_d2.modeling.category_decoder import CategoryDecoder, ResponseDecoder
+from rose_d2.modeling.frameworks import (
+    ROSE_FRAMEWORK,
+    Framework,
+    RegionWriter,
+    StackWriter,
+    build_proposer,
+    build_writer,
+)
 from rose_d2.modeling.inference import Inference
 from rose_d2.modeling.mask_head import build_mask_head
-from rose_d2.modeling.patch_analyzer import build_patch_analyzer
 from rose_d2.modeling.supervision import Supervisor
 from rose_d2.prompts.conversation import EncodedPrompt, encode_image_prompt
 from rose_d2.prompts.instructions import add_up_counts
@@ -40,6 +47,8 @@ class ROSE(nn.Module):
         mask_head: nn.Module,
         supervisor: Supervisor,
         inference: Inference,
+        framework: Framework = ROSE_FRAMEWORK,
+        writer: StackWriter | RegionWriter | None = None,
         response_decoder: ResponseDecoder | None,
         refinement_prompt: RefinementPrompt,
         image_first: bool,
@@ -54,6 +63,8 @@ class ROSE(nn.Module):
             supervisor: losses from proposals and ground truth. Like `inference` it uses the modules
                 above, but is none itself: their weights are in the state dict once.
             inference: outputs from proposals.
+            framework: what draws masks and where names come from.
+            writer: writes the names where they stand in the response.
             response_decoder: writes the text response at inference, or None.
             refinement_prompt: how a prior mask is shown to the LMM.
             image_first: the image before the instruction in every prompt.
@@ -66,6 +77,8 @@ class ROSE(nn.Module):
         self.mask_head = mask_head
         self.supervisor = supervisor
         self.inference = inference
+        self.framework = framework
+        self.writer = writer
         self.response_decoder = response_decoder
         self.refinement_prompt = refinement_prompt
         self.image_first = image_first
@@ -74,12 +87,13 @@ class ROSE(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        check_segmentation_framework(cfg)
+        framework = Framework.from_config(cfg)
         backbone = build_backbone(cfg)
+        if framework.special_tokens:
+            backbone.add_tokens(framework.special_tokens)
         mask_head = build_mask_head(cfg)
-        shape = backbone.output_shape()["patch_features"]
         heads = {
-            "patch_analyzer": build_patch_analyzer(cfg, shape, mask_head.prompt_dim),
+            "patch_analyzer": build_proposer(cfg, framework, backbone, mask_head.prompt_dim),
             "mask_head": mask_head,
         }
         shared = {
@@ -91,9 +105,15 @@ class ROSE(nn.Module):
         return {
             "backbone": backbone,
             **heads,
-            "supervisor": Supervisor.from_config(cfg, **shared),
+            "framework": framework,
+            "writer": build_writer(cfg, framework, backbone),
+            "supervisor": Supervisor.from_config(cfg, framework=framework, **shared),
             "inference": Inference.from_config(cfg, **shared),
-            "response_decoder": ResponseDecoder(backbone) if cfg.TEST.GENERATE_RESPONSE else None,
+            "response_decoder": (
+                ResponseDecoder(backbone, cfg.TEST.MAX_RESPONSE_TOKENS)
+                if cfg.TEST.GENERATE_RESPONSE
+                else None
+            ),
             "refinement_prompt": RefinementPrompt(
                 cfg.MODEL.REFINEMENT.PROMPT, box_as_mask=cfg.MODEL.REFINEMENT.BOX_AS_MASK
             ),
@@ -105,7 +125,7 @@ class ROSE(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.patch_analyzer.roles.device
+        return next(self.patch_analyzer.parameters()).device
 
     def forward(self, batched_inputs: list[dict]) -> dict[str, torch.Tensor] | list[dict]:
         """Losses in training, predictions in evaluation.
@@ -168,8 +188,11 @@ class ROSE(nn.Module):
             What the LMM says, the candidates of every image, and SAM's features (B, E, g, g).
         """
         patches, sam_features = stack_features([item.get("features") for item in batched_inputs])
-        lmm_output = self.backbone(*self._lmm_inputs(batched_inputs), patches)
+        asked = self._lmm_inputs(batched_inputs)
+        lmm_output = self.backbone(*asked, patches)
         proposals = self.patch_analyzer.propose(lmm_output)
+        if not self.training:
+            proposals = self._write(asked, proposals)
         if sam_features is None:
             sam_features = self.mask_head.encode([item["sam_image"] for item in batched_inputs])
         return lmm_output, proposals, sam_features
@@ -222,14 +245,31 @@ class ROSE(nn.Module):
         """
         return dict(self._bases)
 
+    def _write(self, asked: tuple, proposals: QueryProposals) -> QueryProposals:
+        """What a response says, where names stand in it: the candidates themselves, or their names.
+
+        Args:
+            asked: what the language model was given, see `_lmm_inputs`.
+            proposals: of the patches.
+        """
+        if isinstance(self.writer, StackWriter):
+            return self.writer(*asked)
+        if isinstance(self.writer, RegionWriter):
+            writer, (images, priors, prompts) = self.writer, asked
+            proposals.names = lambda index, patches: writer(
+                images[index], priors[index], prompts[index], patches
+            )
+        return proposals
+
     def _lmm_inputs(
         self, batched_inputs: list[dict]
     ) -> tuple[torch.Tensor, torch.Tensor, list[EncodedPrompt]]:
         images = torch.stack([item["image"] for item in batched_inputs]).to(self.device)
         priors = torch.stack([self.refinement_prompt.region(item) for item in batched_inputs])
+        grid = self.backbone.grid
+        talks = [self.framework.conversation(item, grid) for item in batched_inputs]
         prompts = [
-            encode_image_prompt(self.backbone.tokenizer, item["conversation"], self.image_first)
-            for item in batched_inputs
+            encode_image_prompt(self.backbone.tokenizer, talk, self.image_first) for talk in talks
         ]
         pixels, priors = self.refinement_prompt(images, priors.to(self.device))
         return pixels, priors, prompts
@@ -240,20 +280,6 @@ class ROSE(nn.Module):
         for name, parameters in self.parts().items():
             for _, parameter in parameters:
                 parameter.requires_grad_(name == "lora" or trainable[name])
-
-
-def check_segmentation_framework(cfg: CfgNode) -> None:
-    """Refuse frameworks of Table 3 that are not built.
-
-    Raises:
-        ValueError: unless patches predict masks and embeddings are decoded into names.
-    """
-    rose = cfg.MODEL.ROSE
-    if (rose.SEGMENT_UNIT, rose.CLASSIFY_UNIT) != ("patch", "decode"):
-        raise ValueError(
-            f"MODEL.ROSE.SEGMENT_UNIT {rose.SEGMENT_UNIT!r} with CLASSIFY_UNIT "
-            f"{rose.CLASSIFY_UNIT!r} is not available; use 'patch' with 'decode'."
-        )
 
 
 def _pretrained_bases(cfg: CfgNode, backbone: LMMBackbone) -> dict[str, str]:

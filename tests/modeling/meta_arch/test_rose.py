@@ -209,12 +209,6 @@ def test_the_halves_add_nothing_to_the_state_dict():
         assert half.category_decoder.lmm is model.backbone
 
 
-def test_unbuilt_framework_is_refused(tiny_cfg):
-    tiny_cfg.MODEL.ROSE.SEGMENT_UNIT = "seg_stack"
-    with pytest.raises(ValueError, match="use 'patch' with 'decode'"):
-        build_model(tiny_cfg)
-
-
 def test_pretrained_bases_are_named_so_that_checkpoints_leave_them_out(tiny_cfg, tmp_path):
     random = build_model(tiny_cfg)
     assert random.base_revisions() == {}
