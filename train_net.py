@@ -12,8 +12,9 @@ keeping every answer, so that a stopped evaluation continues and can be scored a
 before it costs anything, whether all that the run needs is there:
     python train_net.py --config-file configs/rose_7b.yaml --num-gpus 8 --check
 
-on your own data, with nothing to register:
-    python train_net.py --config-file configs/rose_tiny.yaml --custom-coco images/ train.json
+on your own data, from released weights, with nothing to register; an export ends it:
+    python train_net.py --config-file configs/rose_tiny.yaml --custom-coco images/ train.json \
+        --custom-val images/ val.json
     python train_net.py --config-file configs/rose_tiny.yaml --custom-coco images/ val.json \
         --eval-only MODEL.WEIGHTS output/rose_tiny
 
@@ -29,6 +30,7 @@ from detectron2.engine import default_argument_parser
 
 import rose_d2  # noqa: F401  (registers the model and the datasets)
 from rose_d2.data.datasets.custom import add_custom_data_arguments
+from rose_d2.engine.fine_tuning import finish_fine_tuning, is_fine_tuning
 from rose_d2.engine.launch import run_alone, run_job
 from rose_d2.engine.preflight import check_job
 from rose_d2.engine.trainer import RoseTrainer, evaluate_weights, setup
@@ -57,11 +59,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "datasets, GPUs, disk and memory; the exit status is 0 if so, else 1",
     )
     add_custom_data_arguments(parser)
+    parser.add_argument(
+        "--custom-val",
+        nargs=2,
+        metavar=("IMAGES", "JSON_OR_LABELS"),
+        help="evaluate a training with --custom-coco or --custom-labels on these data; without it "
+        "one image in five is held out",
+    )
     # A free port, so that two runs on one machine do not meet; detectron2's own default is fixed.
     parser.set_defaults(dist_url="auto")
     args = parser.parse_args(argv)
     if not args.config_file:
         parser.error("--config-file is required, for example configs/rose_tiny.yaml")
+    if args.custom_val and not is_fine_tuning(args):
+        parser.error("--custom-val goes with training on --custom-coco or --custom-labels")
     if args.num_machines > 1 and args.dist_url == "auto":
         parser.error(
             f"--num-machines {args.num_machines} needs the address of machine 0, the same on all: "
@@ -83,7 +94,10 @@ def main(args: argparse.Namespace) -> dict[str, Any] | None:
         )
     trainer = RoseTrainer(cfg)
     trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+    results = trainer.train()
+    if is_fine_tuning(args):
+        finish_fine_tuning(cfg, trainer.checkpointer.model)
+    return results
 
 
 if __name__ == "__main__":

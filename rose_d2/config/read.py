@@ -69,6 +69,10 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
             f"{_reason(error)}"
         ) from error
     check_ranges(cfg)
+    if "DATASETS.TRAIN" in opts and "DATASETS.TRAIN_WEIGHTS" not in opts:
+        if cfg.DATASETS.TRAIN_WEIGHTS:
+            logger.warning("DATASETS.TRAIN without DATASETS.TRAIN_WEIGHTS: all weigh the same.")
+        cfg.DATASETS.TRAIN_WEIGHTS = ()
     use_exported_folder(cfg)
     return cfg
 

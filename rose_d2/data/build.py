@@ -31,6 +31,7 @@ from rose_d2.data.mixture import (
     MixtureBatchSampler,
     MixtureDataset,
     MixtureStream,
+    own_task,
     training_weights,
 )
 from rose_d2.prompts.tasks import TASKS
@@ -236,12 +237,11 @@ def load_dataset_dicts(dataset_name: str, *, filter_empty: bool) -> list[dict[st
     dicts = get_detection_dataset_dicts(
         dataset_name, filter_empty=filter_empty, check_consistency=False
     )
-    metadata = MetadataCatalog.get(dataset_name)
     for record in dicts:
         # Datasets registered with detectron2's own functions carry neither.
         record.setdefault("dataset_name", dataset_name)
         if "task" not in record:
-            record["task"] = metadata.task
+            record["task"] = own_task(dataset_name)
     return dicts
 
 

@@ -213,12 +213,12 @@ class DatasetView:
         """
         dataset_name, _, task = spec.partition("@")
         if dataset_name not in DatasetCatalog.list():
-            known = sorted(name for name in DatasetCatalog.list() if _own_task(name))
+            known = sorted(name for name in DatasetCatalog.list() if own_task(name))
             raise ValueError(
                 f"DATASETS names {dataset_name!r}, which is not registered; registered for ROSE "
                 f"are {', '.join(known)}."
             )
-        own = _own_task(dataset_name)
+        own = own_task(dataset_name)
         task = task or own
         if task not in TASKS:
             raise ValueError(
@@ -315,5 +315,13 @@ def _shared_by_task(
     }
 
 
-def _own_task(dataset_name: str) -> str | None:
-    return MetadataCatalog.get(dataset_name).get("task", None)
+def own_task(dataset_name: str) -> str | None:
+    """The task of a registered dataset, None where its metadata tell none.
+
+    One that detectron2's own functions registered, such as `register_coco_instances`, has only an
+    evaluator type, which tells it as well.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    kind = metadata.get("evaluator_type", None)
+    told = [task.name for task in TASKS.values() if kind and task.evaluator_type == kind]
+    return metadata.get("task", told[0] if told else None)

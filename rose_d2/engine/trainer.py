@@ -29,10 +29,12 @@ from torch import nn
 from rose_d2.checkpoint.checkpointer import RoseCheckpointer
 from rose_d2.config.fingerprint import config_hash, file_sha256
 from rose_d2.config.read import read_config
+from rose_d2.config.released import find_config
 from rose_d2.data.build import build_rose_test_loader, build_rose_train_loader
 from rose_d2.data.datasets.custom import use_custom_data
 from rose_d2.data.mixture import training_weights
 from rose_d2.engine.evaluate import Weights, check_test_datasets, evaluate_dataset
+from rose_d2.engine.fine_tuning import is_fine_tuning, prepare_fine_tuning
 from rose_d2.engine.launch import is_users_mistake, shared_store
 from rose_d2.engine.metrics import TaskLossHook, ThroughputHook
 from rose_d2.engine.preemption import (
@@ -68,14 +70,17 @@ def setup(args: argparse.Namespace) -> CfgNode:
         ValueError: the config file is missing, a key is unknown or has a value of another type,
             or custom data are not what they should be.
     """
+    args.config_file = find_config(args.config_file)  # detectron2 prints the file
     cfg = read_config(args.config_file, args.opts)
-    use_custom_data(cfg, args)
+    told = prepare_fine_tuning(cfg, args) if is_fine_tuning(args) else use_custom_data(cfg, args)
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.SEED = _settled_seed(cfg, resume=args.resume)
     cfg.freeze()
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rose_d2")
+    for sentence in told or ():
+        logger.info(sentence)
     if comm.get_local_size() > 1:
         _share_machine(cfg)
     return cfg
