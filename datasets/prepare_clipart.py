@@ -40,6 +40,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="scenes with a color-object combination training never shows (default: %(default)s)",
     )
     parser.add_argument(
+        "--num-kinds",
+        type=int,
+        default=0,
+        help="draw from the first so many plain things only, for small experiments (default: all)",
+    )
+    parser.add_argument(
         "--images-only",
         nargs="?",
         type=Path,
@@ -59,7 +65,7 @@ def prepare(args: argparse.Namespace) -> None:
         return
     sizes = {"train": args.num_train, "val": args.num_val, "val_unseen": args.num_val_unseen}
     write_benchmark(
-        BenchmarkSettings(seed=args.seed, num_scenes=sizes),
+        BenchmarkSettings(args.seed, sizes, args.num_kinds),
         args.root / "clipart",
         num_workers=args.num_workers,
         overwrite=args.overwrite,

@@ -279,6 +279,8 @@ def add_inference_config(cfg: CN) -> None:
     """
     # Images per batch and process at evaluation.
     cfg.TEST.IMS_PER_BATCH = 1
+    # Evaluate a fixed part of each dataset: so many samples at even distances; 0: all.
+    cfg.TEST.NUM_SAMPLES = 0
     # Patches kept by objectness (100: section 4.1) and slots of them reserved for the stuff role
     # (ours; 0: none).
     cfg.TEST.TOP_K = 100

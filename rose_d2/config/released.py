@@ -19,7 +19,7 @@ def _root() -> Path:
 
 
 def released_configs() -> list[str]:
-    """Names of all configs, relative to `configs/`, such as "ablations/lora_all_alpha16.yaml"."""
+    """Names of all configs, relative to `configs/`, such as "ablations/table5_all_alpha16.yaml"."""
     folder = _root() / "configs"
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml"))
 

@@ -11,7 +11,7 @@ import threading
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 # What dicts share is worth storing once; a text or a number is as short as a reference to it.
 _SHAREABLE = (list, dict)
+_Sample = TypeVar("_Sample")
 
 
 def build_rose_train_loader(cfg: CfgNode, start_iter: int = 0) -> torchdata.DataLoader:
@@ -215,7 +216,8 @@ def load_test_dicts(cfg: CfgNode, dataset_name: str) -> list[dict[str, Any]]:
     """Load the samples that a dataset is evaluated on, in the order of the test loader.
 
     Args:
-        cfg: the full config; TEST.REFERRING.PROTOCOL says what a referring sample is.
+        cfg: the full config; TEST.REFERRING.PROTOCOL says what a referring sample is, and
+            TEST.NUM_SAMPLES how many there are.
         dataset_name: a registered dataset.
 
     Raises:
@@ -223,8 +225,20 @@ def load_test_dicts(cfg: CfgNode, dataset_name: str) -> list[dict[str, Any]]:
     """
     dicts = load_dataset_dicts(dataset_name, filter_empty=False)
     if dicts and TASKS[dicts[0]["task"]].takes_expression:
-        return referring_samples(dicts, cfg.TEST.REFERRING.PROTOCOL)
-    return dicts
+        dicts = referring_samples(dicts, cfg.TEST.REFERRING.PROTOCOL)
+    return fixed_subset(dicts, cfg.TEST.NUM_SAMPLES)
+
+
+def fixed_subset(samples: Sequence[_Sample], count: int) -> list[_Sample]:
+    """Samples at even distances, the same ones at every call.
+
+    Args:
+        samples: in a fixed order.
+        count: how many; 0, or more than there are, keeps all.
+    """
+    if not 0 < count < len(samples):
+        return list(samples)
+    return [samples[number * len(samples) // count] for number in range(count)]
 
 
 def load_dataset_dicts(dataset_name: str, *, filter_empty: bool) -> list[dict[str, Any]]:

@@ -66,6 +66,11 @@ def build_evaluator(
     """
     output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
     evaluator_type = check_evaluator_type(dataset_name)
+    if cfg.TEST.NUM_SAMPLES and evaluator_type == "coco_panoptic_seg":
+        raise ValueError(
+            f"TEST.NUM_SAMPLES is {cfg.TEST.NUM_SAMPLES}, but PQ of {dataset_name} counts all its "
+            "images; set it to 0, or leave the dataset out of DATASETS.TEST."
+        )
     if evaluator_type == "refcoco":
         grid = PatchGrid.from_image_size(cfg.MODEL.LMM.IMAGE_SIZE, cfg.MODEL.LMM.PATCH_SIZE)
         return RefCOCOEvaluator(
@@ -111,6 +116,7 @@ def _build_benchmark(
             rank_by_name=cfg.TEST.RANK_BY_NAME,
             levels=vocabulary.levels,
             similarity=similarity,
+            num_samples=cfg.TEST.NUM_SAMPLES,
         )
     evaluator = RoseSemSegEvaluator if evaluator_type == "sem_seg" else RosePanopticEvaluator
     return evaluator(

@@ -24,6 +24,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from rose_d2.data.build import fixed_subset
 from rose_d2.data.datasets.coco import load_coco_instances
 from rose_d2.evaluation.semantic import check_similarity
 from rose_d2.structures.mask_codec import encode_masks
@@ -61,6 +62,7 @@ class RoseCOCOEvaluator(COCOEvaluator):
         rank_by_name: bool = True,
         levels: Sequence[str] = (),
         similarity: np.ndarray | None = None,
+        num_samples: int = 0,
     ) -> None:
         """
         Args:
@@ -72,6 +74,7 @@ class RoseCOCOEvaluator(COCOEvaluator):
             rank_by_name: False ranks by objectness alone.
             levels: levels of the vocabulary to report, where the predictions name their rule.
             similarity: (C, C) of the classes, for Open AP; None leaves it out.
+            num_samples: TEST.NUM_SAMPLES.
         """
         # Not COCOEvaluator's own, which would give the file as it is to pycocotools.
         self._logger = logger
@@ -85,6 +88,7 @@ class RoseCOCOEvaluator(COCOEvaluator):
         records = load_coco_instances(
             self._metadata.json_file, self._metadata.get("image_root", ""), self._class_ids
         )
+        records = fixed_subset(records, num_samples)
         self._do_evaluation = any(record["annotations"] for record in records)
         self._numbers = {record["image_id"]: n for n, record in enumerate(records, start=1)}
         self._coco_api = coco_ground_truth(records, len(self._class_ids))

@@ -24,6 +24,7 @@ from rose_d2.data.build import (
     WholeBatchSampler,
     build_rose_test_loader,
     build_rose_train_loader,
+    fixed_subset,
     load_training_dicts,
     obey_only_the_parent,
 )
@@ -385,3 +386,8 @@ def _read_all(dicts, sender):
 def _private_bytes():
     with open("/proc/self/smaps_rollup") as file:
         return sum(int(line.split()[1]) * 1024 for line in file if line.startswith("Private_Dirty"))
+
+
+def test_a_fixed_subset_is_spread_evenly():
+    assert fixed_subset(range(10), 4) == [0, 2, 5, 7]
+    assert fixed_subset(range(3), 0) == fixed_subset(range(3), 5) == [0, 1, 2]

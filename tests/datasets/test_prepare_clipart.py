@@ -34,6 +34,15 @@ def test_other_settings_need_overwrite(main, tmp_path, capsys):
     assert main(["--root", str(tmp_path), "--seed", "8", *SIZES, "--overwrite"]) == 0
 
 
+def test_scenes_of_few_kinds_are_another_benchmark(main, tmp_path, capsys):
+    few = ["--root", str(tmp_path), *SIZES, "--num-kinds", "8"]
+    assert main(few) == main(few) == 0
+    assert main(["--root", str(tmp_path), *SIZES]) == 1
+    assert "made with other settings" in capsys.readouterr().err
+    assert main([*few[:-1], "7", "--overwrite"]) == 1
+    assert "num_kinds is 7; choose 8 to" in capsys.readouterr().err
+
+
 def test_wrong_numbers_are_one_sentence(main, tmp_path, capsys):
     assert main(["--root", str(tmp_path), "--num-val", "-1"]) == 1
     assert "-1 scenes asked for split val" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
 
 from rose_d2.config.defaults import add_rose_config
+from rose_d2.data.build import fixed_subset
 from rose_d2.evaluation.build import build_evaluator
 
 
@@ -121,6 +122,26 @@ def test_referring_uses_the_grid_and_window_of_the_config(cfg, scenes):
         patch = 1 * 6 + 1 if sample is dog else -1
         evaluator.process([sample], [{"ref_seg": nothing, "ref_patch": patch}])
     assert evaluator.evaluate()["referring"]["P@answer_patch"] == 20
+
+
+@pytest.mark.parametrize("kind", ["coco", "sem_seg"])
+def test_a_fixed_part_is_scored_without_the_rest(cfg, scenes, perfect, kind):
+    cfg.TEST.NUM_SAMPLES = 1
+    evaluator = build_evaluator(cfg, scenes.names[kind])
+    evaluator.reset()
+    (sample,) = fixed_subset(scenes.dicts[kind], 1)
+    output = copy.deepcopy(perfect[sample["image_id"]])
+    if kind == "coco":
+        output = {"instances": output["instances"][output["instances"].pred_classes < 2]}
+    evaluator.process([sample], [output])
+    task, metric = {"coco": ("segm", "AP"), "sem_seg": ("sem_seg", "mIoU")}[kind]
+    assert evaluator.evaluate()[task][metric] == pytest.approx(100)
+
+
+def test_pq_of_a_part_is_refused(cfg, scenes):
+    cfg.TEST.NUM_SAMPLES = 1
+    with pytest.raises(ValueError, match="TEST.NUM_SAMPLES is 1, but PQ of .* counts all"):
+        build_evaluator(cfg, scenes.names["coco_panoptic_seg"])
 
 
 def test_an_unknown_evaluator_type_is_named(cfg):

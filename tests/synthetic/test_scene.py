@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rose_d2.data.datasets.clipart import COLORS, HELD_OUT_NAMES, STUFF_NAMES, THING_NAMES, THINGS
+from rose_d2.data.datasets.clipart import (
+    COLORS,
+    HELD_OUT_NAMES,
+    PLAIN_GLYPHS,
+    STUFF_NAMES,
+    THING_NAMES,
+    THINGS,
+)
 from rose_d2.synthetic import scene
 from rose_d2.synthetic.scene import (
     MIN_VISIBLE_PIXELS,
@@ -89,6 +96,14 @@ def test_scenes_mix_sizes():
     assert 90 < scales.max() < 140
     assert 0.2 < (scales < 32).mean() < 0.5
     assert 0.4 < ((scales >= 32) & (scales < 96)).mean() < 0.7
+
+
+def test_few_kinds_are_the_first_plain_ones():
+    rng = np.random.default_rng(0)
+    lists = [draw_names(rng, unseen=False, num_kinds=8) for _ in range(200)]
+    assert {name for names in lists for name in names} == set(list(PLAIN_GLYPHS)[:8])
+    scene = compose_scene(np.random.default_rng(1), num_kinds=8)
+    assert {thing.name for thing in scene.objects} <= set(list(PLAIN_GLYPHS)[:8])
 
 
 def test_names_repeat_in_about_a_third_of_the_scenes():

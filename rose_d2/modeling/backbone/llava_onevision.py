@@ -169,7 +169,8 @@ class LlavaOneVisionBackbone(LMMBackbone):
         """
         self.tokenizer.add_tokens(list(tokens), special_tokens=True)
         if len(self.tokenizer) > self.model.config.text_config.vocab_size:
-            self.model.resize_token_embeddings(len(self.tokenizer))
+            # Not from the mean of all rows, which takes their covariance.
+            self.model.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
 
     def run_text(self, embeddings: torch.Tensor, cache: Cache | None = None) -> torch.Tensor:
         """See `LMMBackbone.run_text`."""

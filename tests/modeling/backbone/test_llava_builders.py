@@ -169,12 +169,12 @@ def test_table_5_has_its_four_settings(modules):
     for alpha in (16, 32):
         cfg = get_cfg()
         add_rose_config(cfg)
-        cfg.merge_from_file(f"configs/ablations/lora_{modules}_alpha{alpha}.yaml")
+        cfg.merge_from_file(f"configs/ablations/table5_{modules}_alpha{alpha}.yaml")
         lora = cfg.MODEL.LORA
         found = (lora.TARGET_MODULES, lora.ALPHA, lora.ENABLED)
         assert found == (targets, alpha, True)
         assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.BASE_LR) == (10000, 0.003)
-        assert cfg.OUTPUT_DIR.endswith(f"lora_{modules}_alpha{alpha}")
+        assert cfg.OUTPUT_DIR.endswith(f"table5_{modules}_alpha{alpha}")
     with torch.device("meta"):
         model = build_llava(cfg)
         add_lora(model, cfg.MODEL.LORA)
