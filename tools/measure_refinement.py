@@ -1,11 +1,13 @@
-r"""Measure how well a model refines masks and names, on first turns made from the ground truth.
+r"""Measure how well a model answers about regions, on first turns made from the ground truth.
 
     python tools/measure_refinement.py --config-file configs/rose_tiny.yaml --num 200 --seeds 3 \\
         MODEL.WEIGHTS checkpoints/rose_tiny
 
 One object of every image is refined three times: from a mask corrupted to an IoU of 0.5 to 0.7,
-from such a mask under a wrong name, and from its box alone. Prints a table and the same as JSON:
-means over the seeds and their standard deviation, in percent.
+from such a mask under a wrong name, and from its box alone; and it is named twice, shown by its
+true mask and by its true box. TEST.REFINEMENT says whose boxes are named and whether a better mask
+stays. Prints a table and the same as JSON: means over the seeds and their standard deviation, in
+percent.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from rose_d2.data.build import load_dataset_dicts
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
 from rose_d2.engine.evaluate import check_test_datasets
 from rose_d2.predictor.predictor import RosePredictor
+from rose_d2.refinement.regions import RefinementSettings
 from rose_d2.refinement.synthetic_turns import refine_synthetic_turns, summarise
 
 
@@ -59,8 +62,7 @@ def measure(args: argparse.Namespace) -> None:
             unseen=metadata.get("unseen_classes", ()),
             seed=seed,
             batch_size=cfg.TEST.IMS_PER_BATCH,
-            box=cfg.TEST.REFINEMENT.BOX,
-            within_box=cfg.TEST.REFINEMENT.WITHIN_BOX,
+            settings=RefinementSettings.from_config(cfg),
         )
         for seed in range(args.seeds)
     ]

@@ -15,7 +15,11 @@ from torch import Tensor
 from rose_d2.evaluation.ground_truth import GroundTruthObjects, ReferringTarget
 from rose_d2.layers.masks import mask_coverage, masks_to_boxes, pairwise_mask_iou
 from rose_d2.prompts.conversation import Conversation
-from rose_d2.prompts.instructions import build_refinement_instruction, normalised_box
+from rose_d2.prompts.instructions import (
+    build_refinement_instruction,
+    build_region_instruction,
+    normalised_box,
+)
 from rose_d2.structures.segments import NormalisedBox, RefinementRequest
 
 TASK = "refinement"
@@ -125,6 +129,32 @@ def refinement_input(
         "prior_mask": prior[None].float(),
         "named_box": words,
         **({"answer_box": words} if within_box and is_trusted else {}),
+    }
+
+
+def naming_input(item: dict, mask: Tensor, *, shown: str = "mask", within_box: bool = True) -> dict:
+    """The model's input for naming one region.
+
+    Args:
+        item: of any turn about the image, see `RoseDatasetMapper`.
+        mask: bool (H, W), the region, with at least one pixel.
+        shown: how it is marked, by its "mask" or its "box".
+        within_box: the answering patch must touch its box.
+
+    Returns:
+        An item of `batched_inputs` of task "region", with the first wording.
+    """
+    side = item["image"].shape[-1]
+    view = mask_in_view(mask, side)
+    box = normalised_box(view.numpy(), side)
+    by_box = shown == "box"
+    return {
+        **{key: item[key] for key in _PASSED_ON if key in item},
+        "task": "region",
+        "conversation": Conversation(build_region_instruction(box if by_box else None)),
+        "prior_mask": torch.zeros_like(view)[None].float() if by_box else view[None].float(),
+        **({"named_box": box} if by_box else {}),
+        **({"answer_box": box} if within_box else {}),
     }
 
 

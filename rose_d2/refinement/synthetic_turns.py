@@ -1,7 +1,8 @@
-"""How well a model refines, apart from what its own first turn gives it to refine.
+"""How well a model answers about regions, apart from what its own first turn gives it.
 
 First turns are made from the ground truth: a corrupted mask under the right name, one under a
-wrong name, or nothing but a box. So models can be compared on equal priors.
+wrong name, or nothing but a box. So models can be compared on equal priors. Besides, the region
+itself is shown, by its true mask or its true box, to be named.
 """
 
 from __future__ import annotations
@@ -19,12 +20,21 @@ from tqdm import tqdm
 from rose_d2.data.mask_corruption import IouRange, holes_and_patches, shrink_or_stretch
 from rose_d2.evaluation.ground_truth import GroundTruthObjects, load_objects
 from rose_d2.layers.masks import mask_areas
-from rose_d2.refinement.regions import RegionRefinement, refinement_input
+from rose_d2.refinement.regions import (
+    RefinementSettings,
+    RegionRefinement,
+    better_of_both,
+    naming_input,
+    refinement_input,
+)
 from rose_d2.refinement.tasks import is_answered
 from rose_d2.structures.segments import SITUATIONS
 
 # How much the priors overlap their objects.
 PRIOR_IOU: IouRange = (0.5, 0.7)
+# Regions that are shown to be named, by how they are shown.
+NAMED = {"named by mask": "mask", "named by box": "box"}
+QUESTIONS = (*SITUATIONS, *NAMED)
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class RefinedObject:
     """What became of one object.
 
     Attributes:
-        situation: in which it was refined.
+        situation: in which it was refined, or how it was shown; one of `QUESTIONS`.
         iou_before: of the prior with the object, 0.0 without one.
         iou_after: of the answer with the object.
         name_right: whether the generated name is the annotated one, letter by letter.
@@ -86,10 +96,9 @@ def refine_synthetic_turns(
     unseen: Sequence[str] = (),
     seed: int = 0,
     batch_size: int = 8,
-    box: str = "prior",
-    within_box: bool = True,
+    settings: RefinementSettings | None = None,
 ) -> list[RefinedObject]:
-    """Refine one object of every image in every situation.
+    """Refine one object of every image in every situation, and have it named.
 
     Args:
         model: a ROSE in evaluation mode.
@@ -100,9 +109,9 @@ def refine_synthetic_turns(
         unseen: names never given as wrong ones.
         seed: draws objects, corruptions and wrong names; each image has its own stream.
         batch_size: turns that go through the model at once.
-        box: see `refinement_input`.
-        within_box: see `refinement_input`.
+        settings: what boxes mean, and whether a better prior stays; None: the answers' boxes.
     """
+    settings = settings or RefinementSettings(box="prior")
     wrong = [index for index, name in enumerate(class_names) if name not in set(unseen)]
     results: list[RefinedObject] = []
     turns: list[tuple[dict, RegionRefinement]] = []
@@ -114,14 +123,25 @@ def refine_synthetic_turns(
         item = mapper(record)
         for situation in SITUATIONS:
             region = synthetic_region(situation, *drawn, class_names, wrong, rng)
-            turn = refinement_input(item, region, box=box, within_box=within_box)
+            turn = refinement_input(item, region, box=settings.box, within_box=settings.within_box)
             turns.append((turn, region))
+        turns += _naming_turns(item, *drawn, within_box=settings.within_box)
         while len(turns) >= batch_size:
-            results += _answer(model, turns[:batch_size], class_names)
+            results += _answer(model, turns[:batch_size], class_names, settings)
             turns = turns[batch_size:]
     if turns:
-        results += _answer(model, turns, class_names)
+        results += _answer(model, turns, class_names, settings)
     return results
+
+
+def _naming_turns(
+    item: dict, mask: Tensor, class_id: int, *, within_box: bool
+) -> Iterator[tuple[dict, RegionRefinement]]:
+    """The region itself, shown in every way."""
+    for situation, shown in NAMED.items():
+        prior = mask if shown == "mask" else None
+        region = RegionRefinement(situation, prior, mask, target_class=class_id)
+        yield naming_input(item, mask, shown=shown, within_box=within_box), region
 
 
 def summarise(runs: Sequence[Sequence[RefinedObject]]) -> dict[str, dict[str, tuple[float, float]]]:
@@ -131,13 +151,13 @@ def summarise(runs: Sequence[Sequence[RefinedObject]]) -> dict[str, dict[str, tu
         runs: one list per seed.
 
     Returns:
-        situation -> metric -> (mean over seeds, standard deviation over seeds, 0 for one seed).
+        question -> metric -> (mean over seeds, standard deviation over seeds, 0 for one seed).
         Metrics: iou_before, iou_after, iou_gain; worse (a lower IoU than before); lost (IoU
         below 0.1, another object was drawn); name_exact; recovered (IoU at least 0.5);
         recovered_and_named.
     """
     table = {}
-    for situation in SITUATIONS:
+    for situation in QUESTIONS:
         per_run = [
             _percentages([entry for entry in run if entry.situation == situation]) for run in runs
         ]
@@ -162,10 +182,15 @@ def _draw_object(
 
 
 def _answer(
-    model: nn.Module, turns: Sequence[tuple[dict, RegionRefinement]], class_names: Sequence[str]
+    model: nn.Module,
+    turns: Sequence[tuple[dict, RegionRefinement]],
+    class_names: Sequence[str],
+    settings: RefinementSettings,
 ) -> Iterator[RefinedObject]:
     outputs = model([turn for turn, _ in turns])
     for (_, region), output in zip(turns, outputs, strict=True):
+        if settings.keep_better and region.prior is not None:
+            output = better_of_both(output, region.prior)
         names = output["instances"].pred_category_names if is_answered(output) else [""]
         yield RefinedObject(
             region.situation,

@@ -61,7 +61,7 @@ class ScriptedModel(nn.Module):
         return [self._answer(item) for item in batched_inputs]
 
     def _answer(self, item):
-        if item["task"] != "refinement":
+        if item["task"] not in ("refinement", "region"):
             return self.first
         self.turns.append(item)
         mask, class_id, score = next(self.answers)
