@@ -45,7 +45,8 @@ class RoseCOCOEvaluator(COCOEvaluator):
 
     AP ranks predictions by how likely both are right: objectness times the probability of the
     name (geometric mean over its tokens). Objectness alone ranks a certain object with a doubtful
-    name before a fair one with a certain name.
+    name before a fair one with a certain name. AP by objectness alone, the paper's confidence
+    (section 4.2), stands beside it as `AP_objectness`.
 
     Every prediction is kept once, with the rule that mapped its name; a level of the vocabulary
     is the subset of them whose rule counts there, and a level that adds none costs nothing.
@@ -120,6 +121,7 @@ class RoseCOCOEvaluator(COCOEvaluator):
         headline = instances.pred_classes >= 0
         classes = instances.mapped_classes if has_rules else instances.pred_classes
         rules = instances.mapping_rules.tolist() if has_rules else [None] * len(instances)
+        objectness = instances.scores.tolist()
         columns = zip(
             torch.where(headline, instances.pred_classes, classes).tolist(),
             boxes.tolist(),
@@ -127,9 +129,10 @@ class RoseCOCOEvaluator(COCOEvaluator):
             encode_masks(instances.pred_masks),
             rules,
             headline.tolist(),
+            objectness,
             strict=True,
         )
-        keys = ("category_id", "bbox", "score", "segmentation", "rule", "headline")
+        keys = ("category_id", "bbox", "score", "segmentation", "rule", "headline", "objectness")
         return [{"image_id": image_id, **dict(zip(keys, row, strict=True))} for row in columns]
 
     def _eval_predictions(self, predictions: list[dict], img_ids: Any = None) -> None:
@@ -156,6 +159,11 @@ class RoseCOCOEvaluator(COCOEvaluator):
             names = self._metadata.get("thing_classes")
             self._results[task] = self._derive_coco_results(coco_eval, task, class_names=names)
             known[task, headline.tobytes()] = self._results[task]["AP"]
+            if self._rank_by_name:
+                by_objectness = [{**row, "score": row["objectness"]} for row in rows]
+                self._results[task]["AP_objectness"] = self._average_precision(
+                    self._evaluate(by_objectness, headline, task)
+                )
         if self._levels and all(row["rule"] is not None for row in rows):
             for task in self._tasks:
                 self._results[f"{task}_levels"] = self._level_results(rows, task, known)

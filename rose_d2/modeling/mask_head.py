@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -355,6 +355,25 @@ class SAMMaskHead(nn.Module):
             positions = self.prompt_encoder.pe_layer.forward_with_coords(points[None], square)[0]
         return candidates.mask_embeddings + positions
 
+    def _image_positions(self) -> torch.Tensor:
+        """Where each cell of the image embedding lies, (1, E, g, g), in full precision.
+
+        In half of it the sines and cosines of large angles would be another position's.
+        """
+        with torch.autocast(self.pixel_mean.device.type, enabled=False):
+            return self.prompt_encoder.get_dense_pe()
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> SAMMaskHead:
+        """Move and cast as ever, but for the Fourier features' frequencies: they stay float32."""
+        layer = self.prompt_encoder.pe_layer
+        name = "positional_encoding_gaussian_matrix"
+        before = getattr(layer, name)
+        super()._apply(fn, recurse)
+        after = getattr(layer, name)
+        if after.dtype != before.dtype:
+            setattr(layer, name, before.to(after.device))
+        return self
+
     def _decode_one(
         self, image_embedding: torch.Tensor, sparse: torch.Tensor, dense: torch.Tensor
     ) -> DrawnMasks:
@@ -365,7 +384,7 @@ class SAMMaskHead(nn.Module):
         with outputs_of(self.mask_decoder.iou_prediction_head) as ratings:
             masks, _ = self.mask_decoder(
                 image_embeddings=image_embedding,
-                image_pe=self.prompt_encoder.get_dense_pe(),
+                image_pe=self._image_positions().to(image_embedding.dtype),
                 sparse_prompt_embeddings=sparse.to(image_embedding.dtype),
                 dense_prompt_embeddings=dense.expand(len(sparse), -1, -1, -1),
                 multimask_output=False,

@@ -333,7 +333,7 @@ class AllKept(_Replacing):
                 return tensor.clone()
             return tensor[mask.nonzero(as_tuple=True)]
         if is_unknown and func in self._ORDERS:
-            return torch.arange(args[0].shape[-1]).expand(args[0].shape)
+            return torch.arange(args[0].shape[-1], device=args[0].device).expand(args[0].shape)
         if is_unknown and func is torch.Tensor.__bool__:
             return True
         if is_unknown and func in self._NUMBERS:
@@ -362,12 +362,14 @@ class LiveBytes(TorchDispatchMode):
         peak: the most there were at once.
     """
 
-    def __init__(self, known: Sequence[torch.Tensor] = ()) -> None:
+    def __init__(self, known: Sequence[torch.Tensor] = (), device_type: str = "") -> None:
         """
         Args:
             known: tensors made before, which do not count: weights, gradients, inputs.
+            device_type: counts only tensors there; "" counts all.
         """
         super().__init__()
+        self._device_type = device_type
         self.current = 0
         self.peak = 0
         self._counted: dict[int, weakref.ref] = {}
@@ -387,7 +389,7 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
+            if isinstance(leaf, torch.Tensor) and self._device_type in ("", leaf.device.type):
                 self._count(leaf)
         self.peak = max(self.peak, self.current)
         return result

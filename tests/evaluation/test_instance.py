@@ -163,7 +163,17 @@ class TestLevels:
         evaluate_coco = instance.evaluate_coco
         monkeypatch.setattr(instance, "evaluate_coco", count)
         run(mapped, levels=LEVELS)
-        assert sorted(asked) == [(task, n) for task in ("bbox", "segm") for n in (1, 2, 3, 4)]
+        # The headline's three once more, by objectness alone.
+        assert sorted(asked) == [(task, n) for task in ("bbox", "segm") for n in (1, 2, 3, 3, 4)]
+
+    def test_the_papers_ranking_stands_beside_the_headline(self, run, mapped):
+        for output in mapped:
+            instances = output["instances"]
+            instances.name_scores = torch.linspace(1.0, 0.1, len(instances))
+        by_both, by_objectness = run(mapped), run(mapped, rank_by_name=False)
+        for task in ("bbox", "segm"):
+            assert by_both[task]["AP_objectness"] == by_objectness[task]["AP"]
+            assert "AP_objectness" not in by_objectness[task]
 
     def test_older_outputs_have_no_levels(self, run, things):
         assert set(run(things, levels=LEVELS)) == {"bbox", "segm"}

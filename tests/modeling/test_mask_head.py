@@ -6,7 +6,13 @@ from detectron2.config import get_cfg
 from segment_anything.modeling import Sam
 
 from rose_d2.config.defaults import add_rose_config
-from rose_d2.modeling.mask_head import MaskView, SAMMaskHead, build_sam, build_sam_tiny
+from rose_d2.modeling.mask_head import (
+    MaskView,
+    SAMMaskHead,
+    build_mask_head,
+    build_sam,
+    build_sam_tiny,
+)
 from rose_d2.structures.patches import PatchPredictions
 
 SIDE = 64
@@ -226,3 +232,15 @@ def test_images_are_normalised_as_the_config_says():
     # By hand: 5 - 1 over 4, 12 - 2 over 5 and 21 - 3 over 6.
     expected = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1).expand(1, 3, SIDE, SIDE)
     torch.testing.assert_close(seen[0], expected)
+
+
+def test_positions_stay_in_full_precision_under_bfloat16(tiny_cfg):
+    head = build_mask_head(tiny_cfg)
+    expected = head.prompt_encoder.get_dense_pe()
+    head.bfloat16()
+    layer = head.prompt_encoder.pe_layer
+    assert layer.positional_encoding_gaussian_matrix.dtype == torch.float32
+    assert head.mask_decoder.iou_token.weight.dtype == torch.bfloat16
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(head._image_positions(), expected)
+        assert not torch.equal(head.prompt_encoder.get_dense_pe().float(), expected)
