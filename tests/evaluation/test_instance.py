@@ -167,7 +167,7 @@ class TestLevels:
         assert sorted(asked) == [(task, n) for task in ("bbox", "segm") for n in (1, 2, 3, 3, 4)]
 
     def test_the_papers_ranking_stands_beside_the_headline(self, run, mapped):
-        for output in mapped:
+        for output in mapped.values():
             instances = output["instances"]
             instances.name_scores = torch.linspace(1.0, 0.1, len(instances))
         by_both, by_objectness = run(mapped), run(mapped, rank_by_name=False)
