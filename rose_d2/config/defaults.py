@@ -367,6 +367,10 @@ def _add_refinement(cfg: CN) -> None:
     # The answering patch must touch the box of the instruction (ours); False takes the patch of
     # highest objectness wherever it is, and leaves it to the model to read the box.
     cfg.TEST.REFINEMENT.WITHIN_BOX = True
+    # Pixels of the mask to be repaired change only where the answer's probability and that mask's
+    # coverage, both at SAM's resolution, differ by more than this (ours; 0.5 is the natural value);
+    # 0: the answer is drawn anew, as in the paper.
+    cfg.TEST.REFINEMENT.CHANGE_MARGIN = 0.0
     # The mask to be repaired stays where SAM's IoU head rates it higher than the answer's; the
     # answer's name counts all the same (ours; needs MODEL.ROSE.LOSS_WEIGHT.QUALITY).
     cfg.TEST.REFINEMENT.KEEP_BETTER = False

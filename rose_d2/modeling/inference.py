@@ -205,10 +205,21 @@ class Inference:
         candidates.mask_logits = self.mask_head.upscale(
             candidates.low_res_masks, view_size(item), candidates.image_size
         )
+        if self.settings.change_margin and "full_prior" in item:
+            candidates.mask_logits = self._changed(candidates.mask_logits, item)
         has_one_answer = TASKS[item["task"]].has_one_answer
         for field in (*_INTERNAL_FIELDS, *(() if has_one_answer else _QUALITY_FIELDS)):
             candidates.remove(field)
         return self._outputs(candidates, item)
+
+    def _changed(self, logits: torch.Tensor, item: dict) -> torch.Tensor:
+        """The mask to be repaired, with what the answer is sure to change; logits (K, H, W)."""
+        size = view_size(item)
+        shown, _ = self.mask_head.targets(item["prior_mask"].to(logits.device) > 0.5, size)
+        coverage = self.mask_head.upscale(shown, size, logits.shape[-2:])  # (1, H, W) in 0..1
+        differs = (logits.sigmoid() - coverage).abs() > self.settings.change_margin
+        kept = torch.where(item["full_prior"].to(logits.device), 1.0, -1.0)
+        return torch.where(differs, logits, kept)
 
     def vocabulary(self, dataset_name: str | None) -> CategoryVocabulary | None:
         """Classes of a registered dataset, None where no dataset is named."""
@@ -340,6 +351,7 @@ class InferenceSettings:
     panoptic_score_thresh: float
     panoptic_overlap_thresh: float
     multi_target: bool
+    change_margin: float
     headline_level: str
 
     @classmethod
@@ -358,6 +370,7 @@ class InferenceSettings:
             panoptic_score_thresh=test.PANOPTIC.SCORE_THRESH,
             panoptic_overlap_thresh=test.PANOPTIC.OVERLAP_THRESH,
             multi_target=test.REFERRING.MULTI_TARGET,
+            change_margin=test.REFINEMENT.CHANGE_MARGIN,
             headline_level=test.VOCABULARY.LEVEL,
         )
 

@@ -170,9 +170,12 @@ class RoseSession:
         words = refinement_words(text, request)
         # What was asked for with an expression may lie elsewhere.
         within = box if request.expression is None else None
-        output = self._model.ask_about_region("refinement", words, within, prior, named=box)
+        full = torch.from_numpy(old.mask.copy())
+        output = self._model.ask_about_region(
+            "refinement", words, within, prior, named=box, full_prior=full
+        )
         if self._keep_better:
-            output = better_of_both(output, torch.from_numpy(old.mask.copy()))
+            output = better_of_both(output, full)
         found = segments_from_output(output, "refinement")
         if request.situation == "mask" and old.category_name:
             names = {"category_name": old.category_name, "name_score": old.name_score}
@@ -331,6 +334,7 @@ class SessionModel:
         prior: Tensor | None = None,
         *,
         named: NormalisedBox | None = None,
+        full_prior: Tensor | None = None,
     ) -> dict[str, Any]:
         """The model's output for a question about one region.
 
@@ -340,10 +344,13 @@ class SessionModel:
             box: where the answer lies; None where it may lie anywhere.
             prior: bool (I, I), the mask to be repaired or named.
             named: the box in the instruction.
+            full_prior: bool (H, W), the mask to be repaired at the size of the image.
         """
         question: dict[str, Any] = {"task": task, "conversation": Conversation(words)}
         if named is not None:
             question["named_box"] = named
+        if full_prior is not None:
+            question["full_prior"] = full_prior
         if box is not None and self._within_box:
             question["answer_box"] = box
         if prior is not None:

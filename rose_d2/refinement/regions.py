@@ -119,8 +119,8 @@ def refinement_input(
     wrong_name = region.name if region.situation == "category" else None
     words = region.box(side, box)
     request = RefinementRequest(region.situation, words, wrong_name, region.expression)
-    prior = region.prior
-    prior = torch.zeros(side, side) if prior is None else mask_in_view(prior, side)
+    full = region.prior
+    prior = torch.zeros(side, side) if full is None else mask_in_view(full, side)
     is_trusted = region.expression is None or region.box_of(box) == "target"
     return {
         **{key: item[key] for key in _PASSED_ON if key in item},
@@ -128,6 +128,7 @@ def refinement_input(
         "conversation": Conversation(build_refinement_instruction(request)),
         "prior_mask": prior[None].float(),
         "named_box": words,
+        **({} if full is None else {"full_prior": full}),
         **({"answer_box": words} if within_box and is_trusted else {}),
     }
 

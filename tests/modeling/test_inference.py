@@ -280,13 +280,52 @@ def test_every_setting_is_its_own_key(tiny_cfg):
         panoptic_score_thresh=0.17,
         panoptic_overlap_thresh=0.18,
         multi_target=True,
+        change_margin=0.19,
         headline_level="exact",
     )
     keys = ("TOP_K", "TOP_K_STUFF", "SCORE_THRESH", "NMS.THRESH", "NMS.CLASS_AWARE")
     keys += ("NMS.LONGEST_SIDE", "SEMANTIC.NON_OBJECT_SCORE", "SEMANTIC.MERGE")
     keys += ("PANOPTIC.SCORE_THRESH", "PANOPTIC.OVERLAP_THRESH", "REFERRING.MULTI_TARGET")
-    keys += ("VOCABULARY.LEVEL",)
+    keys += ("REFINEMENT.CHANGE_MARGIN", "VOCABULARY.LEVEL")
     values = dataclasses.astuple(expected)
     for key, value in zip(keys, values, strict=True):
         tiny_cfg.merge_from_list([f"TEST.{key}", value])
     assert InferenceSettings.from_config(tiny_cfg) == expected
+
+
+class TestChanges:
+    """Which pixels of a mask a second turn changes."""
+
+    def test_only_what_surely_differs_changes(self, model, make_input, monkeypatch):
+        prior = torch.zeros(1, 84, 84)
+        prior[:, :, :42] = 1  # the left half of 96 x 128
+        full = torch.zeros(96, 128, dtype=torch.bool)
+        full[:, :64] = True
+        full[9, 9] = False  # a detail SAM cannot see
+        probabilities = torch.full((1, 96, 128), 0.9)  # the answer: all of the upper part,
+        probabilities[:, 48:] = 0.4  # and rather nothing of the lower
+        upscale = model.mask_head.upscale
+
+        def answer(masks, *sizes):
+            """The answer in place of what is drawn; the mask to be repaired as ever."""
+            is_drawn = masks.min() < 0
+            return (
+                probabilities.logit().expand(len(masks), -1, -1)
+                if is_drawn
+                else upscale(masks, *sizes)
+            )
+
+        monkeypatch.setattr(model.mask_head, "upscale", answer)
+        item = make_input("refinement", prior_mask=prior, full_prior=full)
+        (anew,) = run(model, item)
+        assert torch.equal(anew["ref_seg"], probabilities[0] > 0.5)
+        change(model, change_margin=0.5)
+        (changed,) = run(model, item)
+        # Away from the edges of the mask, which are blurred.
+        upper, lower = (slice(4, 44), slice(0, 52)), (slice(52, 84), slice(0, 52))
+        assert changed["ref_seg"][4:44, 76:].all()  # 0.9 against 0
+        assert torch.equal(changed["ref_seg"][upper], full[upper])  # 0.9 against 1
+        assert not changed["ref_seg"][lower].any()  # 0.4 against 1
+        change(model, change_margin=0.7)
+        (careful,) = run(model, item)
+        assert careful["ref_seg"][lower].all()

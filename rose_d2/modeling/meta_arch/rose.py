@@ -141,6 +141,8 @@ class ROSE(nn.Module):
                 * candidates: the only names that decoding may spell; dense candidates that fit none
                   of them drop out (optional, inference). Listing them to the model as well is
                   the conversation's business;
+                * full_prior: bool (H, W), the prior mask at the original size, whose pixels may
+                  stay (TEST.REFINEMENT.CHANGE_MARGIN; optional, inference);
                 * named_box: (x1, y1, x2, y2) in 0-999, the box the conversation names (optional);
                 * answer_box: such a box, where the answering patch must lie (tasks with one answer;
                   optional, inference);
