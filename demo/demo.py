@@ -48,6 +48,10 @@ examples:
     python demo/demo.py --input photos/ --refine results.json --output output/polished \\
         --refine-policy uncertain-boundary --refine-count 5
 
+  names for masks or boxes of any other system:
+    python demo/demo.py --input photos/ --name-masks results.json --output output/named
+    python demo/demo.py --input photos/ --name-boxes boxes.json --output output/named
+
   another model, or other settings of it:
     python demo/demo.py --config-file configs/rose_7b.yaml --input photos/ \\
         --opts MODEL.WEIGHTS checkpoints/rose_7b.safetensors MODEL.DEVICE cuda
@@ -85,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_question(parser)
     _add_refinement(parser)
+    _add_naming(parser)
     parser.add_argument(
         "--batch-size", type=int, default=1, metavar="N", help="images a step; default: %(default)s"
     )
@@ -186,6 +191,21 @@ def _add_refinement(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_naming(parser: argparse.ArgumentParser) -> None:
+    """Add what to do with regions that are to be named."""
+    naming = parser.add_argument_group("names for regions that exist already")
+    naming.add_argument(
+        "--name-masks",
+        metavar="MASKS",
+        help="name these masks, in the forms of --refine; they stay as they are",
+    )
+    naming.add_argument(
+        "--name-boxes",
+        metavar="FILE",
+        help="name what is in the boxes of a COCO JSON (bbox: x, y, width, height), and draw it",
+    )
+
+
 def check_options(args: argparse.Namespace) -> None:
     """Check what argparse cannot, before anything slow happens.
 
@@ -195,6 +215,7 @@ def check_options(args: argparse.Namespace) -> None:
     if not args.input:
         raise ValueError("no images: name files, a folder or an address, as in demo.py photos/")
     _check_refinement(args)
+    _check_naming(args)
     if args.refer is not None:
         if args.task is not None:
             raise ValueError(f"--refer asks for one object, --task {args.task} for all: give one.")
@@ -247,6 +268,31 @@ def _check_refinement(args: argparse.Namespace) -> None:
     same = Path(args.output, "predictions.json").resolve() == Path(args.refine).resolve()
     if same:
         raise ValueError("--output is the folder of the masks to refine: give another one.")
+
+
+def _check_naming(args: argparse.Namespace) -> None:
+    """Check `--name-masks` and `--name-boxes`.
+
+    Raises:
+        ValueError: two of them are given, or what does not go with them, or no such file.
+    """
+    given = {"--name-masks": args.name_masks, "--name-boxes": args.name_boxes}
+    named = {name: value for name, value in given.items() if value is not None}
+    for name, value in named.items():
+        others = {
+            **{other: file for other, file in named.items() if other != name},
+            "--refine": args.refine,
+            "--task": args.task,
+            "--refer": args.refer,
+            "--vocabulary": args.vocabulary,
+        }
+        for other, used in others.items():
+            if used is not None:
+                raise ValueError(f"{name} asks what its regions are, so it takes no {other}.")
+        if not os.path.exists(value):
+            raise ValueError(f"{name} {value!r} does not exist.")
+        if Path(args.output, "predictions.json").resolve() == Path(value).resolve():
+            raise ValueError(f"--output is the folder of the regions of {name}: give another one.")
 
 
 def use_custom_data(args: argparse.Namespace) -> None:
@@ -306,6 +352,15 @@ def make_run(args: argparse.Namespace, images: list[Path]) -> "FolderRun":
             policy=args.refine_policy,
             count=args.refine_count or REFINE_COUNT,
             truth=Path(args.truth) if args.truth else None,
+            **common,
+        )
+    if args.name_masks is not None or args.name_boxes is not None:
+        from name_run import NameRun
+
+        return NameRun(
+            images,
+            masks=Path(args.name_masks) if args.name_masks else None,
+            boxes=Path(args.name_boxes) if args.name_boxes else None,
             **common,
         )
     from folder_run import FolderRun

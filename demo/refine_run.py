@@ -72,7 +72,7 @@ class CocoMasks:
                 self._entries.setdefault(self._image_of(entry), []).append(entry)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"--refine {str(path)!r} is not a COCO file of masks ({error!r}): give an object "
+                f"{str(path)!r} is not a COCO file of masks ({error!r}): give an object "
                 'with "images" (file_name) and "annotations", or a list of results with a '
                 '"file_name" or "image_id" each.'
             ) from error
@@ -137,7 +137,7 @@ class LabelMasks:
         self.folder = folder
         self._files = {file.stem: file for file in sorted(folder.glob("*.png"))}
         if not self._files:
-            raise ValueError(f"--refine {str(folder)!r} is a folder without label PNGs.")
+            raise ValueError(f"{str(folder)!r} is a folder without label PNGs.")
 
     def of(self, path: Path, file_name: str, size: tuple[int, int]) -> list[Segment]:
         """Return the masks of one image; see `CocoMasks.of`."""
