@@ -94,22 +94,26 @@ class CategoryDecoder:
             return DecodedNames(CategoryNames([]), embeddings.new_zeros(0, dtype=torch.float32))
         cache = self._shared_prefix(len(embeddings))
         states = self.lmm.run_text(self._behind_prefix(embeddings), cache)[:, -1]
-        count = len(embeddings)
-        tokens = torch.empty(count, 0, dtype=torch.long, device=embeddings.device)
-        log_probs = torch.zeros(count, device=embeddings.device)
-        running = torch.ones(count, dtype=torch.bool, device=embeddings.device)
+        longest = self.max_tokens if trie is None else trie.longest
+        tokens = embeddings.new_full(
+            (len(embeddings), longest), self.stop_tokens[1], dtype=torch.long
+        )
+        log_probs = torch.zeros(len(embeddings), device=embeddings.device)
         lengths = torch.zeros_like(log_probs)
-        for _ in range(self.max_tokens if trie is None else trie.longest):
-            choices = self._log_probs(states, tokens, trie)  # (K, V)
-            best, token = choices.max(dim=1)
-            log_probs += torch.where(running, best, 0)
-            lengths += running
-            token = torch.where(running, token, self.stop_tokens[1])
-            tokens = torch.cat([tokens, token[:, None]], dim=1)
-            running &= ~self._complete(tokens, trie)
+        rows = torch.arange(len(embeddings), device=embeddings.device)  # unfinished names
+        for place in range(longest):
+            choices = self._log_probs(states, tokens[rows, :place], trie)  # (R, V)
+            best, tokens[rows, place] = choices.max(dim=1)
+            log_probs[rows] += best
+            lengths[rows] += 1
+            running = ~self._complete(tokens[rows, : place + 1], trie)
             if not running.any():
                 break
-            words = self.lmm.embed_tokens(token[:, None]).to(states.dtype)
+            if not running.all():  # what is finished leaves the batch
+                (left,) = running.nonzero(as_tuple=True)
+                cache.batch_select_indices(left)
+                rows = rows[left]
+            words = self.lmm.embed_tokens(tokens[rows, place, None]).to(states.dtype)
             states = self.lmm.run_text(words, cache)[:, -1]
         return DecodedNames(self._spell(tokens, trie), log_probs / lengths)
 

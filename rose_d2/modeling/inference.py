@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -119,24 +120,21 @@ class Inference:
             proposals: of the patch analyzer.
             image_embeddings: (B, E, g, g) of the mask head.
         """
-        return [
-            self._segment(item, proposals, image_embeddings, index)
+        drawn = [
+            self.draw(item, proposals, image_embeddings, index)
             for index, item in enumerate(batched_inputs)
         ]
-
-    def _segment(
-        self, item: dict, proposals: QueryProposals, image_embeddings: torch.Tensor, index: int
-    ) -> dict:
-        candidates = self.draw(item, proposals, image_embeddings, index)
         if not self.settings.nms_class_aware:
-            candidates = self.suppress(candidates, item)
-        written = None
-        if proposals.names is not None:
-            written = partial(proposals.names, index)
-        candidates = self.name(candidates, item, written)
+            drawn = self._each(self.suppress, drawn, batched_inputs)
+        names = self.spell(drawn, batched_inputs, proposals)
+        named = self._each(self.name, drawn, batched_inputs, names)
         if self.settings.nms_class_aware:
-            candidates = self.suppress(candidates, item)
-        return self.answer(candidates, item)
+            named = self._each(self.suppress, named, batched_inputs)
+        return self._each(self.answer, named, batched_inputs)
+
+    @staticmethod
+    def _each(step: Callable[..., Any], *images: Sequence[Any]) -> list[Any]:
+        return [step(*image) for image in zip(*images, strict=True)]
 
     def draw(
         self, item: dict, proposals: QueryProposals, image_embeddings: torch.Tensor, index: int
@@ -171,28 +169,41 @@ class Inference:
             kinds = torch.tensor(first, dtype=torch.long, device=logits.device)
         return candidates[mask_nms(logits > 0, candidates.scores, self.settings.nms_thresh, kinds)]
 
-    def name(
+    def spell(
         self,
-        candidates: Instances,
-        item: dict,
-        written: Callable[[torch.Tensor], DecodedNames] | None = None,
-    ) -> Instances:
-        """Spell the names; what is none of the allowed ones drops out.
+        images: Sequence[Instances],
+        batched_inputs: Sequence[dict],
+        proposals: QueryProposals | None = None,
+    ) -> list[DecodedNames]:
+        """Names of the candidates of B images.
+
+        Those that may be spelled alike are decoded together: it takes as many steps as its
+        longest name has tokens, however many there are.
 
         Args:
-            candidates: with category_embeddings and pred_patches.
-            item: one of `batched_inputs`.
-            written: names by candidate, where the response has them.
+            images: candidates of each, with category_embeddings and pred_patches.
+            batched_inputs: B items.
+            proposals: has the names where the response says them; None: they are decoded.
         """
+        if proposals is not None and proposals.names is not None:
+            return [proposals.names(i, image.pred_patches) for i, image in enumerate(images)]
+        allowed = [_allowed_names(item) for item in batched_inputs]
+        names: dict[int, DecodedNames] = {}
+        for group in dict.fromkeys(allowed):
+            chosen = [index for index, words in enumerate(allowed) if words == group]
+            embeddings = [images[index].category_embeddings for index in chosen]
+            trie = self._trie(group) if group else None
+            decoded = self.category_decoder.generate(torch.cat(embeddings), trie)
+            rows = torch.arange(len(decoded.names)).split([len(part) for part in embeddings])
+            names |= {index: decoded[part] for index, part in zip(chosen, rows, strict=True)}
+        return [names[index] for index in range(len(images))]
+
+    def name(self, candidates: Instances, item: dict, decoded: DecodedNames) -> Instances:
+        """Take names; candidates with none of the allowed ones drop out."""
         allowed = _allowed_names(item)
-        if written is not None:
-            decoded = written(candidates.pred_patches)
-        else:
-            trie = self._trie(allowed) if allowed else None
-            decoded = self.category_decoder.generate(candidates.category_embeddings, trie)
         candidates.pred_category_names = decoded.names
         candidates.name_scores = decoded.scores.exp()
-        if written is not None and allowed:
+        if allowed and not set(decoded.names) <= set(allowed):  # a response says what it likes
             return candidates[[name in item["candidates"] for name in decoded.names]]
         if OTHER_NAME not in allowed or OTHER_NAME in item["candidates"]:
             return candidates

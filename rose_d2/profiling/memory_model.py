@@ -95,20 +95,18 @@ def inference_activations(cfg: CfgNode, model: ROSE, batch_size: int) -> dict[st
         def end(stage: str) -> None:
             stages[stage] = max(stages.get(stage, 0), live.restart())
 
-        def segment(index: int, item: dict) -> dict:
-            candidates = inference.draw(item, proposals, sam_features, index)
-            end("masks")
-            candidates = inference.suppress(candidates, item)
-            end("mask NMS")
-            candidates = inference.name(candidates, item)
-            end("names")
-            return inference.answer(candidates, item)
-
         _, proposals, sam_features = model.perceive(inputs)
         end("image and prompt")
+        drawn = [inference.draw(item, proposals, sam_features, i) for i, item in enumerate(inputs)]
+        end("masks")
+        drawn = [inference.suppress(*image) for image in zip(drawn, inputs, strict=True)]
+        end("mask NMS")
+        names = inference.spell(drawn, inputs)
+        named = [inference.name(*image) for image in zip(drawn, inputs, names, strict=True)]
+        end("names")
         outputs = []
-        for index, item in enumerate(inputs):
-            outputs.append(segment(index, item))
+        for image in zip(named, inputs, strict=True):
+            outputs.append(inference.answer(*image))
             end("full-size masks")
     return stages
 

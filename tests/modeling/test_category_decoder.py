@@ -199,3 +199,27 @@ def test_a_response_has_no_padding_of_the_vocabulary(tiny_model, make_input, mon
         pad_vocabulary(tiny_model.backbone, monkeypatch)
         (found,) = tiny_model([make_input()])
     assert found["text"] == expected["text"] != ""
+
+
+def test_finished_names_leave_the_batch(decoder, monkeypatch):
+    names = ["a", "bee", "cow", "dog park", "elk", "fox", "gnu", "ox", "pig", "zebra crossing"]
+    trie = decoder.candidate_trie(names)
+    torch.manual_seed(3)
+    embeddings = 3 * torch.randn(40, decoder.lmm.hidden_size)
+    sizes = []
+    run_text = decoder.lmm.run_text
+
+    def counted(words, cache=None):
+        sizes.append(len(words))
+        return run_text(words, cache)
+
+    monkeypatch.setattr(decoder.lmm, "run_text", counted)
+    together = decoder.generate(embeddings, trie)
+    spelled = [encode_name(decoder.tokenizer, name)[:-1] for name in together.names]
+    lengths = {len(tokens) for tokens in spelled}
+    assert len(lengths) >= 2
+    running = [sum(len(tokens) > place for tokens in spelled) for place in range(max(lengths))]
+    assert sizes == [1, *running]  # the shared prefix, and one pass a token
+    alone = [decoder.generate(row[None], trie) for row in embeddings]
+    assert list(together.names) == [name for part in alone for name in part.names]
+    torch.testing.assert_close(together.scores, torch.cat([part.scores for part in alone]))

@@ -85,9 +85,22 @@ class TestCandidates:
     def test_each_image_has_candidates_of_its_own(self, model, make_input):
         tries = spell(model, "dog")
         lists = (["dog"], ["zebra", "sky"], ["dog"], ["dog"])
-        run(model, *[make_input(candidates=names) for names in lists])
-        assert [trie.names for trie in tries] == [(*names, "other") for names in lists]
-        assert tries[3] is tries[2]
+        outputs = run(model, *[make_input(candidates=names) for names in lists])
+        # Images with the same ones are named together.
+        assert [trie.names for trie in tries] == [(*names, "other") for names in lists[:2]]
+        assert [len(output["instances"]) > 0 for output in outputs] == [True, False, True, True]
+
+    def test_a_batch_is_named_as_its_images_are_alone(self, model, make_input):
+        items = [make_input(), make_input("panoptic"), make_input("referring")]
+        items.append(make_input(candidates=["dog", "zebra crossing"]))
+        for item, together in zip(items, run(model, *items), strict=True):
+            (alone,) = run(model, item)
+            pairs = (o["instances"] for o in (alone, together))
+            for names in zip(*(instances.pred_category_names for instances in pairs), strict=True):
+                assert names[0] == names[1]
+            torch.testing.assert_close(
+                alone["instances"].name_scores, together["instances"].name_scores
+            )
 
     def test_other_drops_out_unless_it_is_a_candidate_itself(self, model, make_input):
         spell(model, "other", "dog")

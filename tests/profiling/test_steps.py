@@ -44,7 +44,7 @@ def test_all_candidates_are_named_at_inference(tiny_cfg, monkeypatch):
 
     monkeypatch.setattr(CategoryDecoder, "generate", count)
     cost = measure_inference(tiny_cfg, 2, 1)
-    assert set(named) == {5}
+    assert set(named) == {10}  # of both images, together
     assert set(cost.parts) == {*BACKBONE_PARTS, *CANDIDATE_PARTS, "everything else"}
     assert cost.images_per_second == pytest.approx(2 / cost.seconds)
 
