@@ -15,12 +15,13 @@ TINY_WEIGHTS = MODEL.WEIGHTS checkpoints/rose_tiny/model.safetensors
 # detectron2 still uses torch.jit.script: nothing that a user can change.
 export PYTHONWARNINGS ?= ignore::FutureWarning:torch.jit._script,ignore::DeprecationWarning:torch.jit._script
 
-.PHONY: help setup demo app space test lint format train-tiny eval-tiny
+.PHONY: help setup demo app space docs test lint format train-tiny eval-tiny
 
 help:
 	@echo "make demo        segment and name eight clip-art images; pictures in output/demo"
 	@echo "make app         the web page: segment, click and talk in a browser"
 	@echo "make space       the web page as a folder for a Hugging Face Space, in output/space"
+	@echo "make docs        the documentation as a site, in output/site"
 	@echo "make test        run the tests (ARGS='-k name' for some of them)"
 	@echo "make setup       only the environment: .venv with pinned dependencies and detectron2"
 	@echo "make lint        ruff and mypy, as CI runs them"
@@ -65,6 +66,11 @@ space: setup
 	cp demo/app.py output/space/rose_page.py
 	cd output/space && sed -i.bak "s/WHEEL/$$(ls rose_d2-*.whl)/" requirements.txt && rm requirements.txt.bak
 	@echo "Push output/space to a Space: https://huggingface.co/docs/hub/spaces-overview"
+
+docs: WANTED = docs,$(EXTRAS)
+docs: setup
+	$(VENV_PYTHON) -m mkdocs build --strict --quiet
+	@echo "The site is in output/site: open index.html, or $(VENV_PYTHON) -m mkdocs serve"
 
 train-tiny: setup
 	$(VENV_PYTHON) datasets/prepare_clipart.py

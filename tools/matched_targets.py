@@ -1,6 +1,6 @@
 r"""Measure masks and names at the patches that own each target.
 
-    python tools/matched_targets.py --config-file configs/rose_tiny.yaml \\
+    python tools/matched_targets.py --config-file configs/rose_tiny.yaml \
         --dataset clipart_panoptic_val MODEL.WEIGHTS checkpoints/rose_tiny
 
 Finding, ranking and thresholds play no part here: for every annotated target, mask and name are

@@ -1,6 +1,6 @@
 r"""Measure how well a model answers about regions, on first turns made from the ground truth.
 
-    python tools/measure_refinement.py --config-file configs/rose_tiny.yaml --num 200 --seeds 3 \\
+    python tools/measure_refinement.py --config-file configs/rose_tiny.yaml --num 200 --seeds 3 \
         MODEL.WEIGHTS checkpoints/rose_tiny
 
 One object of every image is refined three times: from a mask corrupted to an IoU of 0.5 to 0.7,

@@ -1,6 +1,6 @@
 r"""Draw refinement samples and region prompts of a dataset, as training would see them.
 
-    python tools/show_refinement.py --config-file configs/rose_tiny.yaml \\
+    python tools/show_refinement.py --config-file configs/rose_tiny.yaml \
         --dataset clipart_panoptic_val --num 14 --output output/refinement.png
 
 One row a sample: the image with the box from the instruction, the true mask with its name, the

@@ -1,8 +1,8 @@
 r"""Make a page of saved predictions: best, worst and random images beside their ground truth.
 
-    python train_net.py --config-file configs/rose_tiny.yaml --eval-only --save-predictions \\
+    python train_net.py --config-file configs/rose_tiny.yaml --eval-only --save-predictions \
         MODEL.WEIGHTS checkpoints/rose_tiny
-    python tools/visualize_results.py output/rose_tiny/predictions \\
+    python tools/visualize_results.py output/rose_tiny/predictions \
         --dataset clipart_panoptic_val --output output/clipart_panoptic_val.html --num 12
 
 The page is one HTML file that needs no network: pictures are inside, at most 15 MB. Every image
