@@ -10,27 +10,38 @@ docs/paper.md says what each is about.
 
 An interrupted command is continued by typing it again: runs that are done are skipped, the others
 go on from their last checkpoint. Equal models of two tables are trained once. The table is written
-after every run, to OUTPUT/TABLE.md; commit, config hashes and commands are in OUTPUT/TABLE.json.
+after every run, to OUTPUT/TABLE.md; commit, config hashes and commands are in OUTPUT/TABLE.json. Of
+table3 --small, OUTPUT/table3.png draws masks, names and passes of the language model against the
+number of objects in an image.
 """
 
 import argparse
 import json
 import os
 import shlex
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from detectron2.data import MetadataCatalog
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import rose_d2  # noqa: F401  (registers the datasets)
 from rose_d2.command_line import make_parser, run_main
 from rose_d2.config.fingerprint import config_hash
 from rose_d2.config.read import read_config
-from rose_d2.files import write_text
+from rose_d2.data.build import load_dataset_dicts
+from rose_d2.data.dataset_mapper import RoseDatasetMapper
+from rose_d2.data.datasets.clipart import register_clipart
+from rose_d2.evaluation.object_counts import ImageScore, score_by_count
+from rose_d2.files import whole_file, write_text
+from rose_d2.predictor.predictor import RosePredictor
 from rose_d2.reports.paper_tables import paper_tables, table_in_markdown
 from rose_d2.synthetic.clipart import BenchmarkSettings, write_benchmark
 
@@ -38,6 +49,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # What Base-small.yaml is meant for.
 SMALL_SCENES = BenchmarkSettings(0, {"train": 4000, "val": 200, "val_unseen": 0}, num_kinds=12)
 POLL_SECONDS = 2
+# Whose images are scored by their number of objects.
+BY_COUNT = "clipart_instance_val"
 
 
 @dataclass(frozen=True)
@@ -125,6 +138,8 @@ def reproduce(args: argparse.Namespace) -> None:
             bar.set_postfix_str(f"run {number} of {len(runs)}: {run.row}")
             train(run, args, bar)
             write_table(args, runs)
+    if args.table == "table3" and args.small:
+        draw_by_count(args, runs)
     print((args.output / f"{args.table}.md").read_text())
 
 
@@ -214,6 +229,47 @@ def write_table(args: argparse.Namespace, runs: Sequence[Run]) -> None:
         ],
     }
     write_text(args.output / f"{args.table}.json", json.dumps(content, indent=1) + "\n")
+
+
+def draw_by_count(args: argparse.Namespace, runs: Sequence[Run]) -> None:
+    """Score the images of every run one by one, and draw the scores by their number of objects."""
+    register_clipart(args.scenes)
+    dicts = load_dataset_dicts(BY_COUNT, filter_empty=True)
+    class_names = MetadataCatalog.get(BY_COUNT).thing_classes
+    names = {row.config: row.name for row in paper_tables()[args.table].rows}
+    scores: dict[str, list[ImageScore]] = {}
+    for run in runs:
+        cfg = read_config(str(run.folder / "config.yaml"), ["MODEL.WEIGHTS", str(run.folder)])
+        mapper = RoseDatasetMapper(cfg, is_train=False)
+        row = scores.setdefault(names[run.row], [])
+        row += score_by_count(RosePredictor(cfg).model, dicts, mapper, class_names)
+    save_plot(scores, args.output / f"{args.table}.png")
+    content = {name: [asdict(score) for score in row] for name, row in scores.items()}
+    write_text(args.output / f"{args.table}_by_count.json", json.dumps(content) + "\n")
+
+
+def save_plot(scores: dict[str, list[ImageScore]], path: Path) -> None:
+    """Masks, names and passes against the number of objects; a line a row."""
+    figure = Figure(figsize=(12, 3.6), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = {
+        "mask IoU": lambda score: 100 * score.iou,
+        "exact names (%)": lambda score: 100 * score.name_exact,
+        "language-model passes, one after another": lambda score: score.passes,
+    }
+    for axes, (title, value) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for name, row in scores.items():
+            counts = sorted({score.objects for score in row})
+            means = [
+                statistics.fmean(value(score) for score in row if score.objects == count)
+                for count in counts
+            ]
+            axes.plot(counts, means, marker="o", markersize=3, label=name)
+        axes.set(title=title, xlabel="objects in the image")
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    with whole_file(path) as partial:
+        figure.savefig(partial)
 
 
 def commit() -> str | None:

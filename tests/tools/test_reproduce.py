@@ -2,10 +2,14 @@
 
 import dataclasses
 import json
+import os
 import sys
 
 import pytest
 from scripts import load_script
+
+from rose_d2.data.datasets.builtin import DEFAULT_ROOT
+from rose_d2.data.datasets.clipart import register_clipart
 
 RESULTS = {
     "clipart_sem_seg_val": {"sem_seg": {"mIoU": 40.0}},
@@ -124,8 +128,15 @@ def test_wrong_commands_are_refused(tool, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.fixture
+def clipart_again():
+    """Registers the clip-art datasets anew behind a test."""
+    yield
+    register_clipart(os.environ.get("DETECTRON2_DATASETS", DEFAULT_ROOT))
+
+
 @pytest.mark.slow
-def test_a_row_is_trained_and_evaluated(monkeypatch, tmp_path):
+def test_a_row_is_trained_and_evaluated(monkeypatch, tmp_path, clipart_again):
     tool = load_script("tools/reproduce.py")
     scenes = tool.BenchmarkSettings(0, {"train": 8, "val": 4, "val_unseen": 0}, num_kinds=12)
     monkeypatch.setattr(tool, "SMALL_SCENES", scenes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from rose_d2.layers.masks import masks_to_boxes
 from rose_d2.modeling.backbone.lmm import LMMBackbone, LMMOutput
-from rose_d2.modeling.category_decoder import CategoryDecoder, ResponseDecoder
+from rose_d2.modeling.category_decoder import CategoryDecoder, DecodedNames, ResponseDecoder
 from rose_d2.modeling.frameworks import (
     ROSE_FRAMEWORK,
     Framework,
@@ -180,21 +181,26 @@ class ROSE(nn.Module):
 
     def perceive(
         self, batched_inputs: list[dict]
-    ) -> tuple[LMMOutput, QueryProposals, torch.Tensor]:
+    ) -> tuple[LMMOutput | None, QueryProposals, torch.Tensor]:
         """The path that training and inference share (paper section 3.2).
 
         Args:
             batched_inputs: see `forward`.
 
         Returns:
-            What the LMM says, the candidates of every image, and SAM's features (B, E, g, g).
+            What the LMM says (None where it writes a stack), the candidates of every image, and
+            SAM's features (B, E, g, g).
         """
         patches, sam_features = stack_features([item.get("features") for item in batched_inputs])
         asked = self._lmm_inputs(batched_inputs)
-        lmm_output = self.backbone(*asked, patches)
-        proposals = self.patch_analyzer.propose(lmm_output)
-        if not self.training:
-            proposals = self._write(asked, proposals)
+        lmm_output = None
+        if isinstance(self.writer, StackWriter) and not self.training:
+            proposals = self.writer(*asked)
+        else:
+            lmm_output = self.backbone(*asked, patches)
+            proposals = self.patch_analyzer.propose(lmm_output)
+            if isinstance(self.writer, RegionWriter):
+                proposals.names = partial(self._names_of_regions, asked)
         if sam_features is None:
             sam_features = self.mask_head.encode([item["sam_image"] for item in batched_inputs])
         return lmm_output, proposals, sam_features
@@ -247,21 +253,10 @@ class ROSE(nn.Module):
         """
         return dict(self._bases)
 
-    def _write(self, asked: tuple, proposals: QueryProposals) -> QueryProposals:
-        """What a response says, where names stand in it: the candidates themselves, or their names.
-
-        Args:
-            asked: what the language model was given, see `_lmm_inputs`.
-            proposals: of the patches.
-        """
-        if isinstance(self.writer, StackWriter):
-            return self.writer(*asked)
-        if isinstance(self.writer, RegionWriter):
-            writer, (images, priors, prompts) = self.writer, asked
-            proposals.names = lambda index, patches: writer(
-                images[index], priors[index], prompts[index], patches
-            )
-        return proposals
+    def _names_of_regions(self, asked: tuple, index: int, patches: Tensor) -> DecodedNames:
+        """Names of patches of image `index`, as the response to what was asked has them."""
+        images, priors, prompts = asked
+        return self.writer(images[index], priors[index], prompts[index], patches)
 
     def _lmm_inputs(
         self, batched_inputs: list[dict]
