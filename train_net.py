@@ -23,8 +23,13 @@ the processes themselves, and several machines work too: docs/training_at_scale.
 """
 
 import argparse
+import signal
 import sys
 from typing import Any
+
+if __name__ == "__main__":
+    # The imports take seconds, in which a cluster may take the machine away: start me again.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 
 from detectron2.engine import default_argument_parser
 
@@ -49,6 +54,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--overwrite-predictions",
         action="store_true",
         help="the same, but give up predictions of an earlier run",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="train anew in an OUTPUT_DIR that has checkpoints, whose names are used again",
     )
     # DeepSpeed's launcher adds it; the environment says the same.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
@@ -78,6 +88,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             f"--num-machines {args.num_machines} needs the address of machine 0, the same on all: "
             "--dist-url tcp://HOST:PORT"
         )
+    if args.overwrite and (args.resume or args.eval_only):
+        parser.error("--overwrite starts a training anew: leave out --resume and --eval-only")
     if args.save_predictions or args.overwrite_predictions:
         if not args.eval_only:
             parser.error("--save-predictions goes with --eval-only")
@@ -87,6 +99,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> dict[str, Any] | None:
     """Run one process of the job."""
+    if args.eval_only:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     cfg = setup(args)
     if args.eval_only:
         return evaluate_weights(

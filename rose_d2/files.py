@@ -6,16 +6,19 @@ killed process leaves of a folder may be whole: it can still be given its name.
 
 import contextlib
 import csv
+import errno
 import os
 import re
 import shutil
+import socket
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _PREFIX = ".partial-"
 _REPLACED = ".old"
+_LOCK_NAME = ".lock"
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _HIDDEN_NAME = re.compile(rf"(?:{re.escape(_PREFIX)})?(.+?)(?:{re.escape(_REPLACED)})*")
 
@@ -72,6 +75,68 @@ def write_table(
 def _no_formula(value: Any) -> Any:
     is_formula = isinstance(value, str) and value.startswith(_FORMULA_STARTS)
     return f"'{value}" if is_formula else value
+
+
+class FolderLock:
+    """Holds a folder for one program at a time, until it ends or the lock is released.
+
+    The lock is the operating system's, so it goes with its process however that ends: a file that
+    a killed process left behind locks nothing.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], *, purpose: str) -> None:
+        """
+        Args:
+            folder: is made where it is missing.
+            purpose: what the folder is to the user, such as "OUTPUT_DIR"; for the message.
+
+        Raises:
+            ValueError: another program holds it; names its machine and process.
+            OSError: the folder cannot be written.
+        """
+        self.path = Path(folder) / _LOCK_NAME
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        # Not through a link, and kept if it is there: another program's lock is on that very file.
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        self._file = os.fdopen(os.open(self.path, flags, 0o666), "r+")
+        try:
+            _lock(self._file)
+        except BlockingIOError:
+            holder = self._file.read().strip() or "another program"
+            self._file.close()
+            raise ValueError(
+                f"{purpose} {folder} is in use by {holder}; wait until it ends, or take another "
+                "folder."
+            ) from None
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._file.flush()
+
+    def release(self) -> None:
+        """Let others have the folder."""
+        if not self._file.closed:
+            self.path.unlink(missing_ok=True)
+            self._file.close()
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock a file for this process, which its children do not inherit.
+
+    Raises:
+        BlockingIOError: another process has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows, where two runs in one folder stay the user's care
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except PermissionError as error:  # the other name of the same
+        raise BlockingIOError(*error.args) from error
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise BlockingIOError(*error.args) from error
+        # Some network file systems have no locks.
 
 
 def new_folder(path: str) -> str:

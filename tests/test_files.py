@@ -1,8 +1,10 @@
+import multiprocessing
 import os
 
 import pytest
 
 from rose_d2.files import (
+    FolderLock,
     hide_folder,
     new_folder,
     publish_folder,
@@ -102,3 +104,33 @@ def test_a_table_has_no_formulas(tmp_path):
     write_table(tmp_path / "a.csv", ["value"], [{"value": value} for value in values])
     lines = (tmp_path / "a.csv").read_text(encoding="utf-8").splitlines()
     assert lines == ["value", "'=1+1", "'+1", "'-x", "'@x", "plain", "caf\\udce9", "-1.5"]
+
+
+def _hold(folder, held, free):
+    lock = FolderLock(folder, purpose="OUTPUT_DIR")
+    held.set()
+    free.wait()
+    lock.release()
+
+
+@pytest.mark.parametrize("end", ["released", "killed"])
+def test_a_folder_is_held_by_one_process_at_a_time(tmp_path, end):
+    context = multiprocessing.get_context("fork")
+    held, free = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path / "out", held, free))
+    other.start()
+    assert held.wait(30)
+    with pytest.raises(ValueError, match=rf"OUTPUT_DIR .*out is in use by process {other.pid} on"):
+        FolderLock(tmp_path / "out", purpose="OUTPUT_DIR")
+    free.set() if end == "released" else other.kill()
+    other.join()
+    FolderLock(tmp_path / "out", purpose="OUTPUT_DIR").release()
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_lock_is_not_taken_through_a_link(tmp_path):
+    (tmp_path / "precious").write_text("kept")
+    (tmp_path / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError):
+        FolderLock(tmp_path, purpose="OUTPUT_DIR")
+    assert (tmp_path / "precious").read_text() == "kept"

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
+from safetensors import SafetensorError
 from torch import nn
 
 from rose_d2.checkpoint.weights import load_weights, save_weights
@@ -96,6 +98,22 @@ class RoseCheckpointer(Checkpointer):
         folder = os.path.join(self.save_dir, name)
         logger.info("Saving checkpoint to %s", folder)
         hidden = new_folder(folder)
+        try:
+            self._fill(hidden, training_state)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            # So safetensors and PyTorch report a full disk; what is half-written is in the way.
+            free = shutil.disk_usage(self.save_dir).free
+            shutil.rmtree(hidden, ignore_errors=True)
+            raise ValueError(
+                f"The checkpoint {folder} cannot be written, with {free / 1e6:.0f} MB free there "
+                f"({' '.join(str(error).split())}): make room or take another OUTPUT_DIR, and "
+                "--resume goes on from the last checkpoint, which is whole."
+            ) from error
+        publish_folder(hidden, folder)
+        self.tag_last_checkpoint(name)
+        self._remove_old()
+
+    def _fill(self, hidden: str, training_state: dict[str, Any]) -> None:
         weights_file = os.path.join(hidden, WEIGHTS_NAME)
         save_weights(self.model, weights_file, {"config_hash": self.config_hash})
         torch.save(training_state, os.path.join(hidden, TRAINING_STATE_NAME))
@@ -106,9 +124,6 @@ class RoseCheckpointer(Checkpointer):
             world_size=comm.get_world_size(),
         )
         write_manifest(hidden, manifest)
-        publish_folder(hidden, folder)
-        self.tag_last_checkpoint(name)
-        self._remove_old()
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         write_text(

@@ -8,6 +8,7 @@ any other one, and what a user can mend is told in one sentence instead of a tra
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -31,7 +32,12 @@ from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from rose_d2.engine.preemption import Preempted, termination_forwarded, termination_requested
+from rose_d2.engine.preemption import (
+    PREEMPTED_STATUS,
+    Preempted,
+    termination_forwarded,
+    termination_requested,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +53,15 @@ _STORE_TIMEOUT = timedelta(seconds=30)
 # torchrun's name and DeepSpeed's.
 _LOCAL_SIZE_NAMES = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")
 _TIMEOUT = timedelta(seconds=30)
+_DISK_ERRORS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EFBIG,
+    errno.EIO,
+)
 
 
 _PACKAGE = Path(__file__).parents[1]
@@ -116,6 +131,9 @@ def _launch(main: Callable[[argparse.Namespace], Any], args: argparse.Namespace)
     except ProcessExitedException as error:
         if error.signal_name is None:
             raise SystemExit(error.exit_code) from None  # it has said why
+        if error.signal_name == "SIGTERM" and termination_requested.is_set():
+            # It was told to end before it could save, and had nothing to save.
+            raise SystemExit(PREEMPTED_STATUS) from None
         reason = f"{program()}: process {error.error_index} was ended by {error.signal_name}"
         _tell_other_machines(args, reason)
         hint = "; the machine may have run out of memory" if "KILL" in error.signal_name else ""
@@ -156,12 +174,19 @@ def is_users_mistake(error: BaseException) -> bool:
     Args:
         error: with its traceback.
     """
+    if is_of_the_disk(error):
+        return True
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     if trace is None or not isinstance(error, ValueError | FileNotFoundError | ImportError):
         return False
     return _PACKAGE in Path(trace.tb_frame.f_code.co_filename).parents
+
+
+def is_of_the_disk(error: BaseException) -> bool:
+    """Whether a file could not be written because of the disk or its permissions."""
+    return isinstance(error, OSError) and error.errno in _DISK_ERRORS
 
 
 def _tell_other_machines(args: argparse.Namespace, message: str) -> None:
@@ -179,7 +204,8 @@ def _tell_other_machines(args: argparse.Namespace, message: str) -> None:
 
 
 def _sentence(error: BaseException) -> str:
-    return f"{program()}: {error}"
+    hint = "; mend that, and --resume goes on from the last checkpoint"
+    return f"{program()}: {error}{hint if is_of_the_disk(error) else ''}"
 
 
 class FailureWatch:

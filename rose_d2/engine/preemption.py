@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 PREEMPTED_STATUS = 75
 # Set once this process got SIGTERM while it was training.
 termination_requested = threading.Event()
+# The same, before it was.
+_requested_early = threading.Event()
 
 
 class Preempted(SystemExit):
@@ -62,6 +64,8 @@ class PreemptionHook(HookBase):
 
     def before_train(self) -> None:
         termination_requested.clear()
+        if any(comm.all_gather(_requested_early.is_set())):
+            raise Preempted  # nothing has been done that could be lost
         # Python allows handlers in the main thread only; elsewhere SIGTERM ends the process.
         if threading.current_thread() is threading.main_thread():
             self._handler_before = signal.signal(signal.SIGTERM, _take_note)
@@ -94,6 +98,23 @@ def _take_note(signum: int, frame: FrameType | None) -> None:
     termination_requested.set()
 
 
+def stop_before_training() -> None:
+    """From now on SIGTERM ends this process with `PREEMPTED_STATUS`, as in training.
+
+    Until `PreemptionHook` takes over there is nothing to save, so a job of one process ends at
+    once. One of several takes a note, for the others may wait for it in a collective.
+    """
+    _requested_early.clear()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop_early)
+
+
+def _stop_early(signum: int, frame: FrameType | None) -> None:
+    if comm.get_world_size() == 1:
+        raise Preempted
+    _requested_early.set()
+
+
 @contextmanager
 def termination_forwarded() -> Iterator[None]:
     """While the block runs, pass SIGTERM on to the processes this one has started.
@@ -105,8 +126,10 @@ def termination_forwarded() -> Iterator[None]:
         yield
         return
     launcher = os.getpid()
+    termination_requested.clear()
 
     def forward(signum: int, frame: FrameType | None) -> None:
+        termination_requested.set()
         if os.getpid() != launcher:  # forked from it, and not ready to save yet
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)

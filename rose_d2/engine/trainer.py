@@ -42,10 +42,12 @@ from rose_d2.engine.preemption import (
     PreemptionHook,
     RandomStateHook,
     preserved_random_state,
+    stop_before_training,
 )
 from rose_d2.engine.step_engine import StepEngine, TorchStepEngine, amp_dtype
 from rose_d2.engine.watchdog import WatchdogHook
 from rose_d2.evaluation.build import build_evaluator
+from rose_d2.files import FolderLock
 from rose_d2.modeling.parameter_table import log_parameter_table
 from rose_d2.modeling.supervision import NO_TARGET_NAME, trained_names
 from rose_d2.refinement.evaluation import build_evaluation_model, build_refinement_evaluator
@@ -68,13 +70,18 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         FileNotFoundError: custom data are not where they should be.
         ValueError: the config file is missing, a key is unknown or has a value of another type,
-            or custom data are not what they should be.
+            custom data are not what they should be, or OUTPUT_DIR cannot be had, see
+            `claim_output`.
     """
     args.config_file = find_config(args.config_file)  # detectron2 prints the file
     cfg = read_config(args.config_file, args.opts)
     told = prepare_fine_tuning(cfg, args) if is_fine_tuning(args) else use_custom_data(cfg, args)
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
+    if not args.eval_only:
+        stop_before_training()
+        overwrite = getattr(args, "overwrite", False)
+        claim_output(cfg.OUTPUT_DIR, resume=args.resume, overwrite=overwrite)
     cfg.SEED = _settled_seed(cfg, resume=args.resume)
     cfg.freeze()
     default_setup(cfg, args)
@@ -84,6 +91,36 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if comm.get_local_size() > 1:
         _share_machine(cfg)
     return cfg
+
+
+_held: dict[str, FolderLock] = {}
+"""Of this process, by folder, until it ends."""
+
+
+def claim_output(output_dir: str, *, resume: bool, overwrite: bool) -> None:
+    """Take OUTPUT_DIR for this training, in the main process.
+
+    Args:
+        output_dir: OUTPUT_DIR.
+        resume: go on from what is there.
+        overwrite: checkpoints that are there may be replaced.
+
+    Raises:
+        OSError: the folder cannot be written.
+        ValueError: another program uses it; or it has checkpoints, and neither is wanted.
+    """
+    if not comm.is_main_process():
+        return
+    folder = os.path.realpath(output_dir)
+    if folder not in _held:
+        _held[folder] = FolderLock(output_dir, purpose="OUTPUT_DIR")
+    if not (resume or overwrite) and RoseCheckpointer(None, output_dir).has_checkpoint():
+        _held.pop(folder).release()
+        raise ValueError(
+            f"OUTPUT_DIR {output_dir} has checkpoints of an earlier run, which this one would "
+            "replace: --resume continues that run, --overwrite starts a new one in their place, "
+            "and another OUTPUT_DIR keeps both."
+        )
 
 
 def _share_machine(cfg: CfgNode) -> None:

@@ -1,3 +1,4 @@
+import itertools
 import logging
 import multiprocessing
 import os
@@ -117,12 +118,27 @@ def test_after_training_the_handler_is_the_one_of_before(tmp_path):
 
 
 def test_one_process_of_several_is_enough(tmp_path, monkeypatch):
-    # Another rank got the signal.
-    others = SimpleNamespace(all_gather=lambda asked: [asked, True], is_main_process=lambda: True)
+    # Another rank got the signal, once training had begun.
+    answers = itertools.chain([False], itertools.repeat(True))
+    others = SimpleNamespace(
+        all_gather=lambda asked: [asked, next(answers)], is_main_process=lambda: True
+    )
     monkeypatch.setattr(preemption, "comm", others)
     with pytest.raises(Preempted):
         train(toy_config(tmp_path))
     assert folders(tmp_path) == ["model_0000000"]
+
+
+def test_before_training_there_is_nothing_to_save(tmp_path, monkeypatch):
+    preemption.stop_before_training()
+    with pytest.raises(Preempted):
+        os.kill(os.getpid(), signal.SIGTERM)
+    monkeypatch.setattr(preemption.comm, "get_world_size", lambda: 2)
+    os.kill(os.getpid(), signal.SIGTERM)  # the others may wait for this process
+    monkeypatch.undo()
+    with pytest.raises(Preempted):
+        train(toy_config(tmp_path))
+    assert folders(tmp_path) == []
 
 
 def work(ready, handler):
