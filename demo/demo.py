@@ -308,6 +308,25 @@ def use_custom_data(args: argparse.Namespace) -> None:
         args.vocabulary = names
 
 
+def _images(args: argparse.Namespace) -> list[Path]:
+    """The images of the paths, or those that an annotation file lists, wherever they lie.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if args.custom_coco is None:
+        return find_images(args.input, Path(args.output))
+    from rose_d2.data.coco_files import locate, read_coco
+
+    folder, json_file = (os.path.expanduser(path) for path in args.custom_coco)
+    if not os.path.isdir(folder):
+        raise ValueError(f"--custom-coco: {folder!r} is no folder of images.")
+    listed = read_coco(json_file, needed=("images",)).images.values()
+    if not listed:  # a file of names alone
+        return find_images(args.input, Path(args.output))
+    return list(dict.fromkeys(locate(folder, image.file_name) for image in listed))
+
+
 def read_vocabulary(vocabulary: str) -> list[str]:
     """Read the names of a file, or split "dog, cat,," into ["dog", "cat"], each name once.
 
@@ -315,7 +334,8 @@ def read_vocabulary(vocabulary: str) -> list[str]:
         ValueError: the file has no class names.
         FileNotFoundError: what looks like a file does not exist.
     """
-    if vocabulary.lower().endswith((".json", ".txt")):
+    is_file = len(vocabulary) < 4096 and os.path.isfile(os.path.expanduser(vocabulary))
+    if is_file or vocabulary.lower().endswith((".json", ".txt")):
         from rose_d2.data.datasets.custom import read_class_names
 
         return read_class_names(vocabulary)
@@ -415,12 +435,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         use_custom_data(args)
         check_options(args)
-        images = find_images(args.input, Path(args.output))
-        # Imported only now: PyTorch takes seconds to load, and mistakes are answered before.
         here = Path(__file__).resolve().parent
         sys.path[:0] = [
             str(folder) for folder in (here, here.parent) if str(folder) not in sys.path
         ]
+        # PyTorch takes seconds to import: mistakes are answered before.
+        images = _images(args)
         be_quiet() if not args.verbose else logging.basicConfig(level=logging.INFO)
         run = make_run(args, images)
     except (ValueError, OSError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import mimetypes
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ if TYPE_CHECKING:  # slow to import, and mistakes in the command are answered be
     from rose_d2.structures.segments import Segment
 
 _IGNORED_FILES = ("thumbs.db", "desktop.ini")
+# Names have at most 255 bytes; a number and a suffix come behind.
+_STEM_BYTES = 200
 _RESULTS = (
     *("overlays", "panoptic", "panoptic_coloured", "before_after"),
     *("contact_sheet.jpg", "gallery.html"),
@@ -27,9 +30,9 @@ def find_images(inputs: Sequence[str], output: Path) -> list[Path]:
     Raises:
         ValueError: an input does not exist or holds no image.
     """
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     for entry in inputs:
-        path = Path(entry).expanduser()
+        path = Path(os.path.expanduser(entry))  # leaves an unknown ~user as it is
         if entry.lower().startswith(("http://", "https://")):
             from rose_d2.predictor.sources import fetch_image
 
@@ -46,7 +49,7 @@ def find_images(inputs: Sequence[str], output: Path) -> list[Path]:
         if not files:
             raise ValueError(f"--input {entry!r} matches no file.")
         for file in files:
-            found.setdefault(file.resolve(), file)
+            found.setdefault(os.path.realpath(file), file)
     return list(found.values())
 
 
@@ -72,25 +75,42 @@ def _is_of_another_kind(file: Path) -> bool:
 
 
 def _is_wanted(file: Path, output: Path) -> bool:
-    """Leave out folders, system files and pictures that an earlier run of this demo drew."""
+    """Leave out folders, system files and pictures that an earlier run of this demo drew.
+
+    What is no file, such as a pipe or a link that leads nowhere, stays: it is told as a failure.
+    """
     hidden = file.name.startswith(".") or file.name.casefold() in _IGNORED_FILES
-    results = [(output / name).resolve() for name in _RESULTS]
-    drawn = any(path in results for path in (file.resolve(), *file.resolve().parents))
-    return file.is_file() and not hidden and not drawn
+    results = [Path(os.path.realpath(output / name)) for name in _RESULTS]
+    # realpath, since resolve does not take links in a circle.
+    place = Path(os.path.realpath(file))
+    drawn = any(path in results for path in (place, *place.parents))
+    return not file.is_dir() and not hidden and not drawn
 
 
 def file_name_of(path: Path) -> str:
     """How predictions.json calls an image: relative to the working directory where possible."""
-    absolute = path.resolve()
+    absolute = Path(os.path.realpath(path))
     here = Path.cwd()
-    return (absolute.relative_to(here) if here in absolute.parents else absolute).as_posix()
+    name = absolute.relative_to(here) if here in absolute.parents else absolute
+    return readable(name.as_posix())
+
+
+def readable(name: str) -> str:
+    """A file name in UTF-8; bytes of another encoding are spelled out."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def result_stem(name: str) -> str:
+    """A file's name without suffix, fit for results on any file system: short and in UTF-8."""
+    stem = readable(name).replace("\\", "_")
+    return stem.encode()[:_STEM_BYTES].decode("utf-8", "ignore")
 
 
 def panoptic_ids(segments: Sequence[Segment], size: tuple[int, int]) -> np.ndarray:
     """Colours (H, W, 3) of a COCO panoptic PNG: id = R + 256 G + 65536 B, 0 where nothing is."""
     from rose_d2.structures.mask_codec import ids_to_colours
 
-    ids = np.zeros(size, dtype=np.int64)
+    ids = np.zeros(size, dtype=np.int32)
     for number, segment in enumerate(segments, start=1):
         ids[segment.mask] = number
     return ids_to_colours(ids)

@@ -1,14 +1,16 @@
 """One run of the demo: images in, pictures and a COCO-format file out, batch by batch."""
 
 import itertools
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from detectron2.config import CfgNode
-from files import coloured, file_name_of, panoptic_ids, save_image
+from files import coloured, file_name_of, panoptic_ids, readable, result_stem, save_image
 from gallery import write_gallery
 from PIL import Image
 from tqdm import tqdm
@@ -16,6 +18,7 @@ from tqdm import tqdm
 from rose_d2.config.fingerprint import config_hash, file_sha256
 from rose_d2.config.read import read_released_config
 from rose_d2.data.image_io import read_image
+from rose_d2.files import FolderLock
 from rose_d2.predictor.predictions_file import PredictionsFile
 from rose_d2.predictor.predictor import RosePredictor, find_weights
 from rose_d2.predictor.questions import resolve_task, segments_from_output
@@ -24,6 +27,16 @@ from rose_d2.visualization.sheets import contact_sheet
 from rose_d2.visualization.visualizer import RoseVisualizer
 
 _SHEET_PICTURES = 40
+# What one image can cause, in the model or while its results are drawn and encoded.
+_OF_ONE_IMAGE = (
+    RuntimeError,
+    ValueError,
+    MemoryError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    cv2.error,
+)
 
 
 class FolderRun:
@@ -95,13 +108,22 @@ class FolderRun:
     ) -> None:
         """Open the file of predictions, find what is left to do, and load the model for it."""
         self.output, self.overlay = output, overlay
-        path = output / "predictions.json"
-        self.predictions = PredictionsFile.open(path, info, overwrite=overwrite)
+        self.max_pixels = cfg.INPUT.MAX_PIXELS
         self.images = list(images)
-        self.todo = [image for image in images if overwrite or not self._is_done(image)]
-        self._taken = {entry["result_name"].casefold() for entry in self.predictions.images()}
         self.done = 0
         self.failures: list[str] = []
+        self._lock = FolderLock(output, purpose="--output")
+        try:
+            self._open(cfg, info, overwrite=overwrite)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, cfg: CfgNode, info: dict[str, Any], *, overwrite: bool) -> None:
+        path = self.output / "predictions.json"
+        self.predictions = PredictionsFile.open(path, info, overwrite=overwrite)
+        self.todo = [image for image in self.images if overwrite or not self._is_done(image)]
+        self._taken = {entry["result_name"].casefold() for entry in self.predictions.images()}
         if self.todo:
             self.predictor = RosePredictor(cfg)
             # Now, so that a folder that cannot be written is found out before the work.
@@ -113,6 +135,18 @@ class FolderRun:
         Returns:
             The exit status: 0, 1 if images failed, 130 if it was interrupted.
         """
+        try:
+            interrupted = self._work()
+            self._report(interrupted)
+        except OSError as error:  # of the disk: no other file would fare better
+            print(f"demo.py: error: {error}; the same command continues.", file=sys.stderr)
+            return 1
+        finally:
+            self._lock.release()
+        return 130 if interrupted else int(bool(self.failures))
+
+    def _work(self) -> bool:
+        """Do what is not done yet, with its pictures; whether Ctrl-C ended it."""
         interrupted = False
         try:
             if self.todo:
@@ -123,10 +157,12 @@ class FolderRun:
             if self.todo:
                 self.predictions.save()
         if self.overlay and self.done:
-            self._write_contact_sheet()
-            write_gallery(self.output, self.pictures, self.predictions.content())
-        self._report(interrupted)
-        return 130 if interrupted else int(bool(self.failures))
+            try:
+                self._write_contact_sheet()
+                write_gallery(self.output, self.pictures, self.predictions.content())
+            except _OF_ONE_IMAGE as error:
+                self.failures.append(f"the contact sheet or the gallery: {error}")
+        return interrupted
 
     def _segment_all(self) -> None:
         with tqdm(total=len(self.todo), desc=self.progress_name, unit="image") as progress:
@@ -134,14 +170,14 @@ class FolderRun:
             while batch := list(itertools.islice(readable, self.batch_size)):
                 for (path, image), output in zip(batch, self._predict(batch), strict=True):
                     if output is not None:
-                        self._keep(path, image, output)
+                        self._try_to_keep(path, image, output)
                 self.predictions.save(always=False)
                 progress.update(len(batch))
 
     def _read_all(self, progress: tqdm) -> Iterator[tuple[Path, np.ndarray]]:
         for path in self.todo:
             try:
-                image = read_image(str(path))
+                image = read_image(str(path), max_pixels=self.max_pixels)
             except (ValueError, OSError, MemoryError) as error:
                 self._fail(path, error)
                 progress.update()
@@ -152,15 +188,23 @@ class FolderRun:
         """Outputs of a batch; None for an image that the model fails on even alone."""
         try:
             return self.predictor.predict_batch([image for _, image in batch], **self.question)
-        except (RuntimeError, ValueError, MemoryError) as error:
+        except _OF_ONE_IMAGE as error:
             if len(batch) == 1:
                 self._fail(batch[0][0], error)
                 return [None]
         return [self._predict([item])[0] for item in batch]
 
     def _fail(self, path: Path, error: Exception) -> None:
-        reason = str(error) or type(error).__name__
-        self.failures.append(reason if str(path) in reason else f"{str(path)!r}: {reason}")
+        reason = readable(" ".join(str(error).split()) or type(error).__name__)
+        name = readable(str(path))
+        self.failures.append(reason if name in reason else f"{name!r}: {reason}")
+
+    def _try_to_keep(self, path: Path, image: np.ndarray, output: dict[str, Any]) -> None:
+        """Keep one image's results; one that cannot be drawn or written does not stop the rest."""
+        try:
+            self._keep(path, image, output)
+        except _OF_ONE_IMAGE as error:
+            self._fail(path, error)
 
     def _keep(self, path: Path, image: np.ndarray, output: dict[str, Any]) -> None:
         segments = segments_from_output(output, self.task, self.min_score)
@@ -211,8 +255,10 @@ class FolderRun:
         entry = self.predictions.find(file_name_of(path))
         if entry is not None:
             return entry["result_name"]
-        numbered = (f"{path.stem}_{number}" for number in itertools.count(2))
-        names = itertools.chain([path.stem, f"{path.resolve().parent.name}_{path.stem}"], numbered)
+        stem = result_stem(path.stem)
+        with_folder = f"{Path(os.path.realpath(path)).parent.name}_{path.stem}"
+        numbered = (f"{stem}_{number}" for number in itertools.count(2))
+        names = itertools.chain([stem, result_stem(with_folder)], numbered)
         return next(name for name in names if name.casefold() not in self._taken)
 
     def _write_contact_sheet(self) -> None:

@@ -1,6 +1,6 @@
 """One run of `demo.py --refine`: masks in, better masks and before / after pictures out."""
 
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,13 @@ from typing import Any
 import cv2
 import numpy as np
 from files import file_name_of, save_image
-from folder_run import FolderRun
-from PIL import Image, UnidentifiedImageError
+from folder_run import _OF_ONE_IMAGE, FolderRun
+from PIL import Image
 
 from rose_d2.config.fingerprint import config_hash, file_sha256
 from rose_d2.config.read import read_released_config
+from rose_d2.data.coco_files import plain_id, read_coco, read_json
+from rose_d2.data.image_io import opened_image
 from rose_d2.files import write_table
 from rose_d2.predictor.predictor import find_weights
 from rose_d2.predictor.session_instructions import check_text
@@ -21,6 +23,11 @@ from rose_d2.structures.segments import Segment
 from rose_d2.visualization.sheets import contact_sheet
 from rose_d2.visualization.visualizer import RoseVisualizer
 
+_NO_MASKS = (
+    "{!r} is not a COCO file of masks: give an object with "
+    '"images" (file_name) and "annotations", or a list of results with a "file_name" or '
+    '"image_id" each.'
+)
 _VOID = 255
 # Details below this share of a mask's radius (that of a circle of its area) count as rough.
 _DETAIL = 0.1
@@ -58,24 +65,30 @@ class CocoMasks:
             ValueError: it is not such a file.
         """
         self.path = path
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            entries = content if isinstance(content, list) else content["annotations"]
-            images = [] if isinstance(content, list) else content["images"]
-            categories = [] if isinstance(content, list) else content.get("categories", [])
-            self._file_names = {image["id"]: image["file_name"] for image in images}
-            self._names = {category["id"]: category["name"] for category in categories}
-            self._entries: dict[str, list[dict[str, Any]]] = {
-                name: [] for name in self._file_names.values()
-            }
-            for entry in entries:
-                self._entries.setdefault(self._image_of(entry), []).append(entry)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        self.num_without_mask = 0
+        self._names: dict[Any, str] = {}
+        self._file_names: dict[Any, str] = {}
+        entries = read_json(path)
+        is_object = isinstance(entries, dict) and {"images", "annotations"} <= set(entries)
+        if not is_object and not isinstance(entries, list):
+            raise ValueError(_NO_MASKS.format(str(path)))
+        if not isinstance(entries, list):
+            coco = read_coco(path, needed=("images", "annotations"))
+            self._names = coco.category_names
+            self._file_names = {i: image.file_name for i, image in coco.images.items()}
+            entries = coco.annotations
+        self._entries: dict[str, list[dict[str, Any]]] = {
+            name: [] for name in self._file_names.values()
+        }
+        for entry in entries:
+            if not isinstance(entry, dict) or not {"file_name", "image_id"} & set(entry):
+                raise ValueError(_NO_MASKS.format(str(path)))
+            self._entries.setdefault(self._image_of(entry), []).append(entry)
+        if entries and self._file_names and not any(map(self._entries.get, self._known())):
             raise ValueError(
-                f"{str(path)!r} is not a COCO file of masks ({error!r}): give an object "
-                'with "images" (file_name) and "annotations", or a list of results with a '
-                '"file_name" or "image_id" each.'
-            ) from error
+                f"{str(path)!r}: none of its {len(entries)} annotations belongs to one of "
+                f"its {len(self._file_names)} images; their image_id and the images' id differ."
+            )
 
     def of(self, path: Path, file_name: str, size: tuple[int, int]) -> list[Segment]:
         """Return the masks of one image.
@@ -91,10 +104,13 @@ class CocoMasks:
         entries = self._entries[self._key_of(path, file_name)]
         return [segment for entry in entries if (segment := self._segment(entry, size)) is not None]
 
+    def _known(self) -> list[str]:
+        return list(self._file_names.values())
+
     def _image_of(self, entry: dict[str, Any]) -> str:
-        if "file_name" in entry:
-            return str(entry["file_name"])
-        image_id = entry["image_id"]
+        if isinstance(entry.get("file_name"), str):
+            return entry["file_name"]
+        image_id = plain_id(entry.get("image_id"))
         return str(self._file_names.get(image_id, image_id))
 
     def _key_of(self, path: Path, file_name: str) -> str:
@@ -102,7 +118,7 @@ class CocoMasks:
             return file_name
         number = str(int(path.stem)) if path.stem.isdecimal() else path.stem
         for wanted in ({path.name}, {path.stem, number}):
-            known = [key for key in self._entries if Path(key).name in wanted]
+            known = [k for k in self._entries if k.replace("\\", "/").split("/")[-1] in wanted]
             if len(known) > 1:
                 raise ValueError(f"{self.path} has several images called {path.name}.")
             if known:
@@ -110,13 +126,35 @@ class CocoMasks:
         raise ValueError(f"{self.path} has no image of this name.")
 
     def _segment(self, entry: dict[str, Any], size: tuple[int, int]) -> Segment | None:
-        mask = _decoded(entry["segmentation"], size)
-        name = entry.get("category_name", self._names.get(entry.get("category_id"), ""))
-        name_score = entry.get("name_score")
+        try:
+            mask = decode_mask(entry.get("segmentation"), *size)
+        except ValueError as error:
+            raise ValueError(f"a mask to refine does not fit ({error})") from error
         if not mask.any():
+            self.num_without_mask += 1
             return None
-        score, is_thing = float(entry.get("score", 1.0)), bool(entry.get("isthing", 1))
-        return Segment(mask, str(name), score, name_score, is_thing)
+        name = entry.get("category_name", self._names.get(plain_id(entry.get("category_id")), ""))
+        return Segment(
+            mask,
+            str(name or ""),
+            _number(entry, "score", 1.0),
+            _number(entry, "name_score", None),
+            bool(entry.get("isthing", 1)),
+        )
+
+
+def _number(entry: dict[str, Any], key: str, default: float | None) -> Any:
+    """A finite number of an entry; the default where it is missing or null.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    value = entry.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"a mask to refine has the {key} {value!r}, which is no number")
+    return float(value)
 
 
 class LabelMasks:
@@ -144,11 +182,8 @@ class LabelMasks:
         if path.stem not in self._files:
             raise ValueError(f"{self.folder} has no {path.stem}.png.")
         file = self._files[path.stem]
-        try:
-            with Image.open(file) as png:
-                labels = _labels(png)
-        except (OSError, SyntaxError, UnidentifiedImageError) as error:
-            raise ValueError(f"{file} cannot be read ({error}).") from error
+        with opened_image(str(file)) as png:
+            labels = _labels(png)
         if labels.shape != size:
             raise ValueError(f"{file} is {labels.shape} (height, width), the image {size}.")
         return [Segment(labels == value, "", 1.0) for value in np.unique(labels[labels > 0])]
@@ -167,19 +202,11 @@ def read_masks(path: Path) -> CocoMasks | LabelMasks:
     return CocoMasks(path)
 
 
-def _decoded(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """Return the mask (H, W) of an RLE, compressed or not, or of polygons."""
-    try:
-        return decode_mask(segmentation, *size)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"a mask to refine does not fit ({error}).") from error
-
-
 def _labels(png: Image.Image) -> np.ndarray:
     """Return ids (H, W), 0 where nothing is."""
     values = np.asarray(png).astype(np.int64)
     if values.ndim == 3:
-        return colours_to_ids(values)
+        return values[:, :, 0] if values.shape[2] < 3 else colours_to_ids(values)
     if png.mode in ("L", "P") and not set(np.unique(values).tolist()) <= {0, _VOID}:
         values[values == _VOID] = 0
     return values
@@ -303,7 +330,7 @@ class RefineRun(FolderRun):
             for position in chosen:
                 answer = session.refine(added[position], self.instruction)
                 after[position] = answer[0]
-        except (RuntimeError, ValueError, MemoryError) as error:
+        except _OF_ONE_IMAGE as error:
             self._fail(path, error)
             return None
         return {"before": before, "after": after, "chosen": chosen, "truth": truth}
@@ -325,11 +352,13 @@ class RefineRun(FolderRun):
         rows = [
             {"image": entry["file_name"], "instruction": self.instruction or "", **change}
             for entry in self.predictions.images()
-            for change in entry["refinements"]
+            for change in entry.get("refinements", ())
         ]
         if self.predictions.images():
             write_table(self.output / "changes.csv", _COLUMNS, rows)
         super()._report(interrupted)
+        if skipped := getattr(self.masks, "num_without_mask", 0):
+            print(f"{skipped} objects of {self.masks.path} have a box but no mask: left out")
         if not rows:
             print("nothing was refined: the images have no masks")
             return

@@ -47,9 +47,13 @@ def whole_file(path: str | os.PathLike[str], *, durable: bool = False) -> Iterat
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, durable: bool = False) -> None:
-    """Write a UTF-8 text file, see `whole_file`."""
+    """Write a UTF-8 text file, see `whole_file`.
+
+    Half a character, as bytes of another encoding come into Python's text, is spelled out in the
+    way of JSON.
+    """
     with whole_file(path, durable=durable) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_table(

@@ -163,6 +163,8 @@ class PredictionsFile:
         return annotation
 
     def _restore(self, stored: dict[str, Any]) -> None:
+        for entry in stored["images"]:
+            _check_image(entry)
         self._images = {image["file_name"]: image for image in stored["images"]}
         self._annotations = {image["id"]: [] for image in stored["images"]}
         for annotation in stored["annotations"]:
@@ -170,6 +172,24 @@ class PredictionsFile:
         self._category_ids = {entry["name"]: entry["id"] for entry in stored["categories"]}
         self._next_image_id = 1 + max(self._annotations, default=0)
         self._next_annotation_id = 1 + max((a["id"] for a in stored["annotations"]), default=0)
+
+
+def _check_image(entry: dict[str, Any]) -> None:
+    """Refuse what would lead out of the folder, or into an error much later.
+
+    Raises:
+        ValueError: an entry is not as `add` makes it.
+    """
+    name = entry.get("result_name", "image")
+    if not isinstance(name, str) or not name.strip(". ") or set(name) & {"/", "\\", "\0"}:
+        raise ValueError(f"the result_name {name!r} is no plain file name")
+    numbers = [entry["id"], entry["height"], entry["width"]]
+    if not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError(f"the image {entry['file_name']!r} has the id and size {numbers}")
+    if not isinstance(entry["file_name"], str) or not isinstance(
+        entry.get("refinements", []), list
+    ):
+        raise ValueError(f"the image {entry['id']} has no file_name or no list of refinements")
 
 
 def _differences(stored: Any, wanted: dict[str, Any]) -> str:

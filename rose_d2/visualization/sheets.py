@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.font_manager import findfont
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from rose_d2.visualization.visualizer import printable
 
@@ -57,7 +57,12 @@ def contact_sheet(
 
 def _cell(picture: np.ndarray, caption: str, width: int) -> Image.Image:
     """A picture fitted into a square of this width, with its caption below if it has one."""
-    thumbnail = ImageOps.contain(Image.fromarray(picture), (width, width))
+    image = Image.fromarray(picture)
+    scale = width / max(image.size)
+    # Not ImageOps.contain, which gives a picture of 1 x 3000 no width at all.
+    thumbnail = image.resize(
+        [max(1, round(scale * side)) for side in image.size], Image.Resampling.BICUBIC
+    )
     font = ImageFont.truetype(findfont("DejaVu Sans"), 16)
     caption_height = 28 if caption else 0
     cell = Image.new("RGB", (width, thumbnail.height + caption_height), _WHITE)

@@ -1,7 +1,10 @@
 import functools
 import json
+import multiprocessing
+import os
 import sys
 import threading
+import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 from scripts import load_script
 
+from rose_d2.files import FolderLock
 from rose_d2.modeling.patch_analyzer import ROLES, STUFF_ROLE
 from rose_d2.structures.category_names import CategoryNames
 
@@ -465,3 +469,75 @@ def test_coloured_copies_and_a_gallery_to_search(run, folder, tmp_path):
     page = (tmp_path / "out" / "gallery.html").read_text()
     assert page.count("<figure data-words=") == 3 and 'src="overlays/a.jpg"' in page
     assert "dog\ngrass" in page and "https://" not in page
+
+
+def test_what_is_no_image_costs_no_other_one(run, folder, tmp_path, capsys):
+    """A pipe, a link in a circle, a name that is not UTF-8, one of 255 bytes and one column."""
+    os.mkfifo(folder / "pipe.png")
+    (folder / "circle.png").symlink_to(folder / "circle.png")
+    picture().save(folder / ("x" * 251 + ".png"))
+    picture((3000, 1)).save(folder / "thin.png")
+    picture().save(tmp_path / "latin.png")
+    os.rename(tmp_path / "latin.png", os.fsencode(folder) + b"/caf\xe9.png")
+    assert run() == 1
+    said = capsys.readouterr().err
+    assert "2 images could not be done" in said and "pipe.png" in said and "circle.png" in said
+    assert len(predictions(tmp_path)["images"]) == 6
+    assert len(overlays(tmp_path)) == 6
+    assert run() == 1
+    assert "0 images segmented, 6 were done before" in capsys.readouterr().out
+
+
+def test_results_stay_in_the_output_folder(run, folder, tmp_path, capsys):
+    assert run() == 0
+    path = tmp_path / "out" / "predictions.json"
+    sound = path.read_text()
+    for name in ("../../escaped", str(tmp_path / "escaped"), "..", 7):
+        content = json.loads(sound)
+        content["images"][0]["result_name"] = name
+        path.write_text(json.dumps(content))
+        assert run() == 2
+        assert "no plain file name" in capsys.readouterr().err
+    assert not list(tmp_path.glob("escaped*"))
+    assert run("--overwrite") == 0
+
+
+def _hold(folder, held):
+    lock = FolderLock(folder, purpose="--output")  # until it is forgotten
+    held.set()
+    time.sleep(60)
+    lock.release()
+
+
+def test_two_runs_do_not_share_an_output_folder(run, folder, tmp_path, capsys):
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    other = context.Process(target=_hold, args=(tmp_path / "out", held))
+    other.start()
+    assert held.wait(30)
+    assert run() == 2
+    assert f"in use by process {other.pid}" in capsys.readouterr().err
+    other.kill()
+    other.join()
+    assert run() == 0
+
+
+def test_the_images_are_those_that_the_annotation_file_lists(demo, fake, folder, tmp_path):
+    (folder / "deep").mkdir()
+    picture().save(folder / "deep" / "d.png")
+    content = {
+        "images": [{"id": 1, "file_name": "deep\\d.png"}, {"id": 2, "file_name": "a.png"}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "dog"}],
+    }
+    (folder / "_annotations.json").write_text(json.dumps(content))
+    output = ["--output", str(tmp_path / "out")]
+    assert (
+        demo.main(["--custom-coco", str(folder), str(folder / "_annotations.json"), *output]) == 0
+    )
+    assert overlays(tmp_path) == ["a.jpg", "d.jpg"]
+
+
+def test_any_existing_file_is_a_list_of_names(demo, tmp_path):
+    (tmp_path / "coco.names").write_text("dog\ncat\n")
+    assert demo.read_vocabulary(str(tmp_path / "coco.names")) == ["dog", "cat"]

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -303,3 +304,49 @@ def test_a_real_session_runs_through(run, masks, tmp_path, monkeypatch, tiny_cfg
     rows = changes(tmp_path)
     assert [row["name_before"] for row in rows] == ["dog", "cat"] * 3
     assert not {"", "dog", "cat"} & {row["name_after"] for row in rows}, "the model names at random"
+
+
+def _run_with(run, tmp_path, **changes):
+    content = coco()
+    content["annotations"][0] |= changes
+    (tmp_path / "masks.json").write_text(json.dumps(content))
+    return run("--refine", tmp_path / "masks.json", "--no-overlay")
+
+
+def test_boxes_without_masks_are_left_out_and_a_score_may_be_null(run, tmp_path, capsys):
+    assert _run_with(run, tmp_path, segmentation=[], score=None) == 0
+    assert "1 objects of " in capsys.readouterr().out
+    assert len(predictions(tmp_path)["annotations"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"score": "high"}, "the score 'high'"),
+        ({"name_score": [1]}, "the name_score"),
+        ({"segmentation": [[0, 0, 1e9, 0, 1, 1]]}, "1e\\+09 pixels"),
+        ({"segmentation": {"size": [12, 16], "counts": [-5, 197]}}, "pixels in all"),
+    ],
+)
+def test_a_bad_mask_costs_its_image_alone(run, tmp_path, capsys, changes, message):
+    assert _run_with(run, tmp_path, **changes) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert len(predictions(tmp_path)["images"]) == 2
+
+
+def test_ids_as_text_are_the_same_ids(run, tmp_path):
+    content = coco()
+    for annotation in content["annotations"]:
+        annotation["image_id"] = str(annotation["image_id"])
+    (tmp_path / "masks.json").write_text(json.dumps(content))
+    assert run("--refine", tmp_path / "masks.json", "--no-overlay") == 0
+    assert len(predictions(tmp_path)["annotations"]) == 6
+
+
+def test_annotations_of_other_images_are_refused(run, tmp_path, capsys):
+    content = coco()
+    for annotation in content["annotations"]:
+        annotation["image_id"] += 100
+    (tmp_path / "masks.json").write_text(json.dumps(content))
+    assert run("--refine", tmp_path / "masks.json") == 2
+    assert "none of its 6 annotations belongs to one of its 3 images" in capsys.readouterr().err

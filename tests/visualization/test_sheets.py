@@ -20,3 +20,7 @@ def test_contact_sheet_refuses_what_it_cannot_show():
         contact_sheet([])
     with pytest.raises(ValueError, match="2 captions for 1"):
         contact_sheet([np.zeros((2, 2, 3), dtype=np.uint8)], ["a", "b"])
+
+
+def test_a_picture_of_one_column_has_a_cell():
+    assert contact_sheet([np.zeros((3000, 1, 3), dtype=np.uint8)]).any()
