@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ from fvcore.common.checkpoint import Checkpointer
 from safetensors import SafetensorError
 from torch import nn
 
-from rose_d2.checkpoint.weights import load_weights, save_weights
+from rose_d2.checkpoint.weights import load_weights, read_torch_file, save_weights
 from rose_d2.config.fingerprint import file_sha256
 from rose_d2.files import (
     hide_folder,
@@ -172,7 +173,15 @@ class RoseCheckpointer(Checkpointer):
         names = list(self.checkpointables) if checkpointables is None else checkpointables
         if not names:
             return {}
-        state = _read_training_state(os.path.dirname(weights_file))
+        folder = os.path.dirname(weights_file)
+        state = _read_training_state(folder)
+        missing = [name for name in names if name not in state]
+        if missing:
+            raise ValueError(
+                f"Cannot resume from {folder}: its {TRAINING_STATE_NAME} lacks "
+                f"{', '.join(missing)}, so it is not of such a training. To start anew from its "
+                "weights, set MODEL.WEIGHTS to it and leave out --resume."
+            )
         for name in names:
             self.checkpointables[name].load_state_dict(state.pop(name))
         return state
@@ -269,8 +278,7 @@ def _read_training_state(folder: str) -> dict[str, Any]:
             f"Cannot resume from {folder}: it has no {TRAINING_STATE_NAME}. To start anew from "
             "its weights, set MODEL.WEIGHTS to it and leave out --resume."
         )
-    # Mapped, so that the processes of a machine share one copy in memory.
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return read_torch_file(path, mmap=True)
 
 
 @dataclass(frozen=True)
@@ -318,11 +326,30 @@ def read_manifest(folder: str) -> Manifest:
             content = json.load(file)
         if content.pop("format") != _FORMAT:
             raise ValueError(f"{path} has a format this version of rose_d2 does not know")
-        return Manifest(**content)
+        manifest = Manifest(**content)
+        _check_types(manifest)
+        return manifest
     except FileNotFoundError:
         raise ValueError(f"it has no {MANIFEST_NAME}, which is written last") from None
     except (AttributeError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"its {MANIFEST_NAME} is not a whole one ({error})") from error
+
+
+def _check_types(manifest: Manifest) -> None:
+    """Refuse a manifest that something else has written into.
+
+    Raises:
+        TypeError: a value is of another type.
+    """
+    known = {"run": str, "iteration": int, "config_hash": str, "world_size": int, "files": dict}
+    for name, kind in known.items():
+        if not isinstance(getattr(manifest, name), kind):
+            raise TypeError(f"its {name} is {getattr(manifest, name)!r}")
+    if not isinstance(manifest.saved_at, int | float) or not math.isfinite(manifest.saved_at):
+        raise TypeError(f"its saved_at is {manifest.saved_at!r}")
+    for name, entry in manifest.files.items():
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= set(entry):
+            raise TypeError(f"it describes {name} by {entry!r}")
 
 
 def check_files(folder: str, manifest: Manifest, names: list[str]) -> None:

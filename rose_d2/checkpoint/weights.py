@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -68,6 +69,7 @@ def save_weights(model: nn.Module, path: str, metadata: dict[str, str] | None = 
         for name in keys_to_save(model)
         if name not in tied
     }
+    refuse_non_finite(tensors, path)
     described = {
         "format": "pt",
         "base_revisions": json.dumps(model.base_revisions()),
@@ -99,7 +101,7 @@ def load_weights(model: nn.Module, path: str, *, allow_missing_keys: bool = Fals
                 "True to load what fits."
             )
         logger.warning(report)
-    saved_bases = json.loads(metadata.get("base_revisions", "{}"))
+    saved_bases = _dict_of(metadata, "base_revisions", path)
     if not beside and saved_bases != model.base_revisions():
         logger.warning(
             "%s was trained on the frozen bases %s, this model uses %s.",
@@ -109,7 +111,23 @@ def load_weights(model: nn.Module, path: str, *, allow_missing_keys: bool = Fals
         )
     own = model.state_dict()
     fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    refuse_non_finite(fitting, path)
     model.load_state_dict(fitting, strict=False)
+
+
+def _dict_of(metadata: Mapping[str, str], key: str, path: str) -> dict[str, str]:
+    """An entry of a file's metadata, which is JSON; {} without it.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    try:
+        value = json.loads(metadata.get(key, "{}"))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise ValueError(f"The metadata of {path} have no dict of text in {key}: it is damaged.")
+    return value
 
 
 def read_safetensors(path: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -152,10 +170,62 @@ def compare_keys(
                 f"mismatched: {name} {tuple(tensor.shape)} in the file, "
                 f"{tuple(own[name].shape)} in the model"
             )
+        elif tensor.is_floating_point() != own[name].is_floating_point() or tensor.is_complex():
+            problems.append(
+                f"mismatched: {name} is {tensor.dtype} in the file, {own[name].dtype} in the model"
+            )
     for name, first in tied.items():
         if name in state and first in state and not torch.equal(state[name], state[first]):
             problems.append(f"mismatched: {name} and {first} are tied here, not in the file")
     return problems
+
+
+def refuse_non_finite(state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Refuse weights of which nothing can come.
+
+    Args:
+        state: tensors by name.
+        source: what they are, for the message.
+
+    Raises:
+        ValueError: one has a NaN or an infinite number; names the first ones.
+    """
+    broken = [
+        name
+        for name, tensor in state.items()
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+    ]
+    if broken:
+        raise ValueError(
+            f"{source}: {len(broken)} of {len(state)} weights have NaN or infinite numbers, first "
+            f"{', '.join(broken[:3])}; the training diverged: take an earlier checkpoint, or train "
+            "with a lower SOLVER.BASE_LR."
+        )
+
+
+def read_torch_file(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Read a dict that `torch.save` wrote, without running code.
+
+    Args:
+        path: the file.
+        mmap: map it, so that the processes of a machine share one copy in memory.
+
+    Raises:
+        ValueError: it is damaged, of another format, holds no dict, or asks for code.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # PyTorch reports foreign files with whatever its parsers meet
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"{path} is no file that PyTorch can read without running code from it "
+            f"({first[:150]}): it is damaged or of another format."
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; a dict of tensors is needed.")
+    return content
 
 
 def is_consolidated(folder: Path) -> bool:
@@ -189,7 +259,11 @@ def consolidated_to_safetensors(model: nn.Module, folder: Path, path: Path) -> N
     """
     state: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob(_PATTERN)):
-        state |= torch.load(file, map_location="cpu", weights_only=True)
+        state |= read_torch_file(file)
+    strange = [name for name, value in state.items() if not isinstance(value, torch.Tensor)]
+    if strange:
+        raise ValueError(f"{folder} holds more than tensors, first {strange[0]!r}.")
+    refuse_non_finite(state, str(folder))
     problems = compare_keys(model, state)
     if problems:
         raise ValueError(
@@ -221,7 +295,7 @@ def modules_beside(
     Raises:
         ValueError: the model was not built from the files beside the weights.
     """
-    expected = json.loads(metadata.get(_BASES_KEY, "{}"))
+    expected = _dict_of(metadata, _BASES_KEY, weights_file)
     folder = Path(weights_file).parent
     for module, name in expected.items():
         base = base_revisions.get(module, "nothing").removesuffix("@local")

@@ -506,8 +506,15 @@ def _load(sam: Sam, path: Path) -> None:
         )
     # Mapped into memory, tensors that are not needed whole are not read whole.
     is_mapped = zipfile.is_zipfile(path)
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
+    except Exception as error:  # PyTorch reports foreign files with whatever its parsers meet
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"{path} (MODEL.MASK_HEAD.SAM_CHECKPOINT) is no file that PyTorch can read without "
+            f"running code from it ({first[:150]}); download it again."
+        ) from error
     try:
         sam.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} does not fit MODEL.MASK_HEAD.SAM_ARCH: {error}") from error

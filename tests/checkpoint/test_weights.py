@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from toy_training import ToyROSE
 
@@ -13,6 +14,7 @@ from rose_d2.checkpoint.weights import (
     keys_to_save,
     load_weights,
     read_safetensors,
+    read_torch_file,
     refuse_shards,
     save_weights,
 )
@@ -146,7 +148,7 @@ def test_misfits_and_code_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"missing: head.bias \(4,\)\n  unexpected: extra \(4,\)"):
         consolidated_to_safetensors(ToyROSE(), tmp_path / "other", tmp_path / "x.safetensors")
     write(tmp_path / "code", {"head.bias": ToyROSE()})
-    with pytest.raises(Exception, match="[Ww]eights.only"):
+    with pytest.raises(ValueError, match="without running code from it"):
         consolidated_to_safetensors(ToyROSE(), tmp_path / "code", tmp_path / "x.safetensors")
 
 
@@ -156,3 +158,44 @@ def test_shards_are_refused_with_the_way_out(tmp_path):
         refuse_shards(tmp_path)
     (tmp_path / "model.safetensors").touch()
     refuse_shards(tmp_path)
+
+
+def _with(tmp_path, change):
+    """A file of a model's weights after `change` of one of them."""
+    path = tmp_path / "model.safetensors"
+    save_weights(ToyROSE(), str(path))
+    state, metadata = read_safetensors(str(path))
+    state["head.bias"] = change(state["head.bias"])
+    save_file(state, path, metadata)
+    return str(path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_neither_read_nor_written(tmp_path, value):
+    path = _with(tmp_path, lambda tensor: tensor.fill_(value))
+    with pytest.raises(ValueError, match=r"1 of \d+ weights have NaN.*first head.bias"):
+        load_weights(ToyROSE(), path)
+    model = ToyROSE()
+    model.head.bias.data.fill_(value)
+    with pytest.raises(ValueError, match=r"other.safetensors: 1 of .*lower SOLVER.BASE_LR"):
+        save_weights(model, str(tmp_path / "other.safetensors"))
+    assert not (tmp_path / "other.safetensors").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8, torch.complex64])
+def test_numbers_of_another_kind_are_refused(tmp_path, dtype):
+    path = _with(tmp_path, lambda tensor: tensor.to(dtype))
+    with pytest.raises(ValueError, match=f"mismatched: head.bias is {dtype} in the file"):
+        load_weights(ToyROSE(), path)
+
+
+def test_half_precision_is_read(tmp_path):
+    load_weights(ToyROSE(), _with(tmp_path, lambda tensor: tensor.half()))
+
+
+@pytest.mark.parametrize("content", [b"", b"<html></html>", b"PK\x03\x04", b"\x80\x02]q\x00."])
+def test_files_of_another_format_are_one_sentence(tmp_path, content):
+    (tmp_path / "a.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.bin (is no file that|holds a)") as error:
+        read_torch_file(tmp_path / "a.bin")
+    assert "\n" not in str(error.value)
