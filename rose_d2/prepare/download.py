@@ -30,6 +30,8 @@ from tqdm import tqdm
 logger = logging.getLogger(__name__)
 
 _CHUNK = 1 << 18
+# Bytes a second, below which a mirror counts as stuck.
+_SLOWEST = 1000
 _LONGEST_PAUSE = 60.0
 # Whatever else a server refuses, it will refuse again.
 _PASSING_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -263,9 +265,16 @@ class Transfer:
         self.part.remember(self.url, _validator(response.headers), total)
         self._is_pieced_together = start > 0
         with self.part.path.open("ab") as file, byte_progress(self.name, total, start) as bar:
+            arrived, begun = start, time.monotonic()
             for chunk in _chunks(response):
+                arrived += len(chunk)
+                if total is not None and arrived > total:
+                    raise MirrorError(f"sends more than the {total} bytes of the file")
                 file.write(chunk)
                 bar.update(len(chunk))
+                seconds = time.monotonic() - begun
+                if seconds > self.timeout and arrived - start < _SLOWEST * seconds:
+                    raise _PassingError(f"sent less than {_SLOWEST} bytes a second")
         if total is not None and self.part.size < total:
             arrived = f"{format_size(self.part.size)} of {format_size(total)}"
             raise _PassingError(f"the connection closed after {arrived}")
@@ -296,7 +305,7 @@ class Transfer:
 def _chunks(response: HTTPResponse) -> Iterator[bytes]:
     while True:
         try:
-            chunk = response.read(_CHUNK)
+            chunk = response.read1(_CHUNK)  # what there is, however slowly it comes
         except (OSError, HTTPException) as error:
             raise _network_error(error) from error
         if not chunk:

@@ -6,6 +6,8 @@ silently and make links), so every member is checked before they write it.
 
 from __future__ import annotations
 
+import gzip
+import lzma
 import posixpath
 import re
 import shutil
@@ -20,7 +22,17 @@ from tqdm import tqdm
 
 from rose_d2.prepare.download import format_size, require_free_space
 
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError)
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    IndexError,
+    NotImplementedError,
+)
+_BLOCK = 1 << 20
 
 
 class UnpackError(ValueError):
@@ -158,6 +170,9 @@ class _Extraction:
         with tarfile.open(archive) as file:
             require_free_space(folder, archive.stat().st_size, archive.name)
             file.extractall(folder, _progress(file, archive), filter=check)
+            # A checksum stands behind the end of the archive, where tarfile does not look.
+            while file.fileobj is not None and file.fileobj.read(_BLOCK):
+                pass
         return links
 
     def _count(self, size: int, name: str) -> None:
