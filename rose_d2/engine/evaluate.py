@@ -168,6 +168,13 @@ class SavedRun:
         """
         self.store = PredictionStore(folder, None)
         made = self.store.fingerprint
+        needed = {"dataset": str, "num_samples": int, "checkpoint_sha256": str}
+        wrong = [name for name, kind in needed.items() if not isinstance(made.get(name), kind)]
+        if wrong:
+            raise ValueError(
+                f"The description in {folder} lacks {', '.join(wrong)}, or has something else "
+                "there: it is not of saved predictions."
+            )
         self.dataset_name: str = made["dataset"]
         self.checkpoint_sha256: str = made["checkpoint_sha256"]
         self.cfg = read_config(config_file or str(folder / _CONFIG_NAME), opts)

@@ -26,6 +26,15 @@ _HEADLINE_KEYS = ("sem_seg_labels", "panoptic_seg")
 _RENAMED = {"name_scores": "name_probabilities", "name_score": "name_probability"}
 
 
+# What decoding meets where a record is not as it was written.
+_DAMAGE = (
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError),
+    AssertionError,  # of Instances and Boxes
+)
+# Of one tensor: a thousand masks of a photograph of ten megapixels.
+_MOST_NUMBERS = 10**10
+
+
 class _Place(NamedTuple):
     """Where a record stands."""
 
@@ -113,7 +122,14 @@ class PredictionStore:
         Raises:
             KeyError: it has none.
         """
-        return decode_output(self.record(key))
+        record = self.record(key)
+        try:
+            return decode_output(record)
+        except (*_DAMAGE, MemoryError) as error:
+            raise ValueError(
+                f"The saved prediction {key!r} in {self.folder} is damaged ({error!r}); start anew "
+                "with --overwrite-predictions."
+            ) from error
 
     def add(self, key: str, output: Mapping[str, Any], task: str) -> None:
         """Write one output; `flush` makes it safe.
@@ -175,6 +191,8 @@ class PredictionStore:
                     return  # the last line, half-written
                 try:
                     key = json.loads(line)["key"]
+                    if not isinstance(key, str):
+                        raise TypeError(f"its key is {key!r}")
                 except (ValueError, KeyError, TypeError) as error:
                     raise ValueError(
                         f"Line {number} of {path} is damaged ({error}); remove that line, or start "
@@ -397,7 +415,10 @@ def _encode_tensor(tensor: Tensor) -> dict[str, Any]:
 
 
 def _decode_tensor(value: Mapping[str, Any]) -> Tensor:
-    shape, dtype = value["shape"], getattr(torch, value["dtype"])
+    shape, dtype = value["shape"], getattr(torch, str(value["dtype"]), None)
+    sides = isinstance(shape, list) and all(type(side) is int and side >= 0 for side in shape)
+    if not isinstance(dtype, torch.dtype) or not sides or math.prod(shape) > _MOST_NUMBERS:
+        raise ValueError(f"a tensor of dtype {value['dtype']!r} and shape {shape!r}")
     if "values" in value:
         return torch.tensor(value["values"], dtype=dtype).reshape(shape)
     tensor = torch.zeros(shape, dtype=dtype)
