@@ -23,6 +23,7 @@ help:
 	@echo "make space       the web page as a folder for a Hugging Face Space, in output/space"
 	@echo "make docs        the documentation as a site, in output/site"
 	@echo "make test        run the tests (ARGS='-k name' for some of them)"
+	@echo "make fuzz        read 5000 damaged files of every kind (ARGS='-k annotations' for one)"
 	@echo "make setup       only the environment: .venv with pinned dependencies and detectron2"
 	@echo "make lint        ruff and mypy, as CI runs them"
 	@echo "make format      let ruff format and fix what it can"
@@ -85,6 +86,9 @@ eval-tiny: setup
 test: setup
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n logical --maxprocesses 4 --dist loadfile \
 	  --no-loadscope-reorder $(ARGS)
+
+fuzz: setup
+	OMP_NUM_THREADS=1 FUZZ_INPUTS=$${FUZZ_INPUTS:-5000} $(VENV_PYTHON) -m pytest -p no:xdist -s tests/fuzz $(ARGS)
 
 lint: setup
 	$(VENV_PYTHON) -m ruff check .
