@@ -123,8 +123,8 @@ def _unfolded(value: Any, known: dict[int, int]) -> int:
 
 def _reason(error: Exception) -> str:
     """What an exception says, in one line."""
-    text = error.args[0] if isinstance(error, KeyError) else error
-    return " ".join(str(text).split())
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def read_released_config(

@@ -31,6 +31,7 @@ from rose_d2.structures.mask_codec import (
 Id = int | str
 # Python refuses to read longer ones.
 _LONGEST_NUMBER = 4000
+_MOST_PIXELS = 10**9
 COCO_KEYS = ("images", "annotations", "categories")
 _WHOLE_NUMBER = re.compile(r"(-?(?:0|[1-9]\d*))(?:\.0+)?")
 _MARKS = (
@@ -305,7 +306,8 @@ def sized_images(
     for image in coco.images.values():
         path = locate(root, image.file_name)
         height, width = image.height, image.width
-        if height is None or width is None:
+        # More pixels than any image has are a mistake of the file, too.
+        if height is None or width is None or height * width > _MOST_PIXELS:
             try:
                 height, width = displayed_size(path)
             except OSError:
