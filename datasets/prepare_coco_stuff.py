@@ -36,6 +36,7 @@ from rose_d2.data.datasets.coco import (
     contiguous_labels,
     load_coco_instances,
 )
+from rose_d2.data.datasets.registration import distinct_colors
 from rose_d2.prepare.preparation import (
     PanopticImage,
     preparation_parser,
@@ -168,9 +169,15 @@ def prepare_split(split: str, args: argparse.Namespace) -> None:
 
 def list_categories() -> list[dict[str, Any]]:
     """`categories` of the JSON: COCO-Stuff's labels with the names the model learns."""
+    colors = distinct_colors(len(CLASS_OF_LABEL))
     return [
-        {"id": label, "name": COCO_STUFF_CLASSES[k], "isthing": int(label in COCO_THING_IDS)}
-        for label, k in CLASS_OF_LABEL.items()
+        {
+            "id": label,
+            "name": COCO_STUFF_CLASSES[k],
+            "isthing": int(label in COCO_THING_IDS),
+            "color": color,
+        }
+        for (label, k), color in zip(CLASS_OF_LABEL.items(), colors, strict=True)
     ]
 
 

@@ -208,6 +208,9 @@ def _add_input(cfg: CN) -> None:
     cfg.DATASETS.EXCLUDE_EVAL_SPLITS = ("unc", "umd")
     # A broken annotation or image stops the run; False: it is counted, reported and left out.
     cfg.DATASETS.STRICT = False
+    # What is asked about an image that comes without words (detectron2's own predictor, mapper and
+    # tools): semantic | instance | panoptic.
+    cfg.INPUT.DEFAULT_TASK = "panoptic"
     # Share of dense samples whose prompt lists class candidates (true names plus distractors).
     cfg.INPUT.CANDIDATE_PROB = 0.0
     # Most names in such a list that are not in the image; -1: lists of every length up to the whole

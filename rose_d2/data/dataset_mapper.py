@@ -8,9 +8,10 @@ import numpy as np
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 
-from rose_d2.data.image_io import MAX_PIXELS, ImageReadError, model_views, read_image
+from rose_d2.data.image_io import MAX_PIXELS, ImageReadError, read_image
 from rose_d2.data.scene_targets import TARGET_BUILDERS, check_candidate_mode, dataset_candidates
 from rose_d2.data.targets import TargetBuilder
+from rose_d2.layers.views import model_views
 from rose_d2.prompts.conversation import Conversation
 from rose_d2.prompts.instructions import build_instruction
 from rose_d2.prompts.tasks import TASKS, get_task

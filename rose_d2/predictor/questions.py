@@ -7,7 +7,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.structures import Instances
 
-from rose_d2.data.image_io import model_views
+from rose_d2.layers.views import model_views
 from rose_d2.modeling.patch_analyzer import STUFF_ROLE
 from rose_d2.prompts.conversation import Conversation
 from rose_d2.prompts.instructions import build_instruction

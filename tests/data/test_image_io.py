@@ -3,17 +3,10 @@ import os
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from rose_d2.data.image_io import (
-    ImageReadError,
-    longest_side_view,
-    model_views,
-    read_image,
-    square_view,
-)
+from rose_d2.data.image_io import ImageReadError, read_image
 
 
 def _saved(tmp_path, image, name="image.png", **options):
@@ -183,33 +176,3 @@ def test_floats_are_scaled_by_their_range(tmp_path, values, expected):
 def test_whole_numbers_up_to_255_in_32_bits_are_bytes(tmp_path):
     image = Image.fromarray(np.array([[0, 7, 255]], dtype=np.int32))
     assert read_image(_saved(tmp_path, image, "image.tif"))[0, :, 0].tolist() == [0, 7, 255]
-
-
-def test_square_view_ignores_the_aspect_ratio():
-    view = square_view(_half_red(40, 60), 10)
-    assert view.shape == (10, 10, 3)
-    assert (view[:, :5, 0] == 255).all()
-    assert (view[:, 5:, 0] == 0).all()
-
-
-@pytest.mark.parametrize(
-    ("shape", "expected"),
-    [
-        ((240, 320), (192, 256)),
-        ((320, 240), (256, 192)),
-        ((100, 3), (256, 8)),
-        ((3, 2000), (1, 256)),
-    ],
-)
-def test_longest_side_view_keeps_the_aspect_ratio(shape, expected):
-    view = longest_side_view(np.zeros((*shape, 3), dtype=np.uint8), 256)
-    assert view.shape == (*expected, 3)
-
-
-def test_model_views_are_channel_first_tensors():
-    image, sam_image = model_views(_half_red(40, 80), 14, 32)
-    assert image.shape == (3, 14, 14)
-    assert sam_image.shape == (3, 16, 32)
-    assert image.dtype == sam_image.dtype == torch.uint8
-    assert image[0, :, :7].min() == 255
-    assert image[1:].max() == 0

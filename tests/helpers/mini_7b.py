@@ -28,6 +28,7 @@ from rose_d2.modeling.mask_head import build_sam_tiny
 IMAGE_SIZE, SAM_SIZE, TEXT_DIM = 84, 64, 24
 # What the tower was made for: 384 / 14 = 27 patches a side in the true one, 4 here.
 TOWER_SIZE = 56
+PINPOINTS = [[TOWER_SIZE * y, TOWER_SIZE * x] for y in (1, 2) for x in (1, 2)]
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
 # The turns of llava-hf's folders: images, videos, then text; no system message.
 PROCESSOR_TEMPLATE = (
@@ -107,6 +108,7 @@ def write_llava(folder: Path, template: str = "chat_template.json") -> None:
     config = LlavaOnevisionConfig(
         vision_config=vision,
         text_config=text,
+        image_grid_pinpoints=PINPOINTS,
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
         tie_word_embeddings=False,
@@ -119,7 +121,7 @@ def write_llava(folder: Path, template: str = "chat_template.json") -> None:
         size={"height": TOWER_SIZE, "width": TOWER_SIZE},
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.5, 0.5, 0.5],
-        image_grid_pinpoints=[[TOWER_SIZE * y, TOWER_SIZE * x] for y in (1, 2) for x in (1, 2)],
+        image_grid_pinpoints=PINPOINTS,
     ).save_pretrained(folder)
     processor = {
         "processor_class": "LlavaOnevisionProcessor",

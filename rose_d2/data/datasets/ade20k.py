@@ -59,8 +59,9 @@ class Ade20kPaths:
 
 def panoptic_categories() -> list[dict[str, Any]]:
     """The `categories` of the panoptic JSON: all classes."""
+    colors = distinct_colors(len(CLASS_NAMES))  # panopticapi's tools stop without
     return [
-        {"id": i, "name": name, "isthing": int(i in THING_IDS)}
+        {"id": i, "name": name, "isthing": int(i in THING_IDS), "color": colors[i]}
         for i, name in enumerate(CLASS_NAMES)
     ]
 

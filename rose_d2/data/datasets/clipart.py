@@ -163,7 +163,7 @@ def coco_categories(*, with_stuff: bool) -> list[dict]:
     """The `categories` list of a COCO annotation file.
 
     Args:
-        with_stuff: True for the panoptic layout (adds stuff and the `isthing` key).
+        with_stuff: True for the panoptic layout (adds stuff, `isthing` and `color`).
 
     Returns:
         One dict per category, in the order of its id.
@@ -180,8 +180,9 @@ def coco_categories(*, with_stuff: bool) -> list[dict]:
             "name": name,
             "supercategory": supercategories.get(name, "stuff"),
             "isthing": int(name in supercategories),
+            "color": color,
         }
-        for name in ALL_NAMES
+        for name, color in zip(ALL_NAMES, distinct_colors(len(ALL_NAMES)), strict=True)
     ]
 
 

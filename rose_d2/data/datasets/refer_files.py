@@ -164,12 +164,18 @@ def references_file(folder: Path, split_by: str) -> Path:
         folder: of the dataset, with its official name.
         split_by: who made the splits.
     """
-    is_generalised = folder.name == "grefcoco"
-    return folder / (f"grefs({split_by}).json" if is_generalised else f"refs({split_by}).p")
+    if folder.name != "grefcoco":
+        return folder / f"refs({split_by}).p"
+    # Published as JSON, and by some as a pickle.
+    pickled = folder / f"grefs({split_by}).p"
+    listed = pickled.with_suffix(".json")
+    return pickled if pickled.is_file() and not listed.is_file() else listed
 
 
 def read_references(path: Path) -> list[dict[str, Any]]:
-    """Reads a refs(<split_by>).p or grefs(<split_by>).json, all splits.
+    """Reads a refs(<split_by>).p, or gRefCOCO's grefs(<split_by>).json or .p, all splits.
+
+    In gRefCOCO's, `ann_id` is always a list: some copies write a single id, -1 too, without one.
 
     Raises:
         ValueError: if the file is hostile, damaged or holds anything else.
@@ -188,6 +194,8 @@ def read_references(path: Path) -> list[dict[str, Any]]:
                     f"{path}: a sentence of reference {reference['ref_id']} lacks "
                     f"{', '.join(missing)}; get the file again."
                 )
+        if path.name.startswith("grefs(") and not isinstance(reference["ann_id"], list):
+            reference["ann_id"] = [reference["ann_id"]]
     return references
 
 

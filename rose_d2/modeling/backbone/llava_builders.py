@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
     PreTrainedTokenizerBase,
     Qwen2Config,
     SiglipVisionConfig,
@@ -32,6 +35,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 RGB_CHANNELS = 3
 NUM_INPUT_CHANNELS = RGB_CHANNELS + 1
+_TILINGS = ((1, 1), (1, 2), (2, 1), (2, 2))
 
 
 def build_llava(
@@ -57,8 +61,11 @@ def build_llava(
     if tokenizer is not None:
         text.setdefault("vocab_size", len(tokenizer))
         image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    vision = SiglipVisionConfig(**_vision_sizes(lmm))
     config = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(**_vision_sizes(lmm)),
+        vision_config=vision,
+        # ROSE shows one view; transformers' own processing tiles images up to four of them.
+        image_grid_pinpoints=[[vision.image_size * y, vision.image_size * x] for y, x in _TILINGS],
         text_config=Qwen2Config(**text),
         image_token_id=image_token_id,
         tie_word_embeddings=text.get("tie_word_embeddings", False),
@@ -131,7 +138,36 @@ def save_llava(
         if name.endswith("embeddings.patch_embedding.weight"):
             state[name] = state[name][:, :RGB_CHANNELS]
     model.save_pretrained(folder, state_dict=state)
-    tokenizer.save_pretrained(folder)
+    build_processor(model, tokenizer).save_pretrained(folder)
+    # Whoever writes weights lets only the owner read them; other files follow the user's umask.
+    readable = folder.stat().st_mode & 0o666
+    for file in folder.iterdir():
+        file.chmod(readable)
+
+
+def build_processor(
+    model: LlavaOnevisionForConditionalGeneration, tokenizer: PreTrainedTokenizerBase
+) -> LlavaOnevisionProcessor:
+    """Hugging Face's processor of a model: SigLIP's normalisation, the tokenizer's template.
+
+    Args:
+        model: gives the sizes.
+        tokenizer: its tokenizer.
+    """
+    config = model.config
+    side = config.vision_config.image_size
+    size = {"height": side, "width": side}
+    pixels = {"size": size, "image_mean": [0.5] * RGB_CHANNELS, "image_std": [0.5] * RGB_CHANNELS}
+    return LlavaOnevisionProcessor(
+        image_processor=LlavaOnevisionImageProcessor(
+            image_grid_pinpoints=config.image_grid_pinpoints, **pixels
+        ),
+        tokenizer=tokenizer,
+        video_processor=LlavaOnevisionVideoProcessor(**pixels),
+        num_image_tokens=(side // config.vision_config.patch_size) ** 2,
+        vision_feature_select_strategy="full",
+        chat_template=tokenizer.chat_template,
+    )
 
 
 def check_source(cfg: CfgNode) -> None:

@@ -25,6 +25,7 @@ from rose_d2.modeling.frameworks import (
 )
 from rose_d2.modeling.inference import Inference
 from rose_d2.modeling.mask_head import build_mask_head
+from rose_d2.modeling.stock_inputs import StockInputs, check_training_inputs
 from rose_d2.modeling.supervision import Supervisor
 from rose_d2.prompts.conversation import EncodedPrompt, encode_image_prompt
 from rose_d2.prompts.instructions import add_up_counts
@@ -53,6 +54,7 @@ class ROSE(nn.Module):
         response_decoder: ResponseDecoder | None,
         refinement_prompt: RefinementPrompt,
         image_first: bool,
+        stock_inputs: StockInputs,
         trainable_parts: dict[str, bool],
         bases: dict[str, str] | None = None,
     ) -> None:
@@ -69,6 +71,7 @@ class ROSE(nn.Module):
             response_decoder: writes the text response at inference, or None.
             refinement_prompt: how a prior mask is shown to the LMM.
             image_first: the image before the instruction in every prompt.
+            stock_inputs: completes inputs that come without a question.
             trainable_parts: which parts train, by part name; LoRA always does.
             bases: see `base_revisions`.
         """
@@ -83,6 +86,7 @@ class ROSE(nn.Module):
         self.response_decoder = response_decoder
         self.refinement_prompt = refinement_prompt
         self.image_first = image_first
+        self.stock_inputs = stock_inputs
         self._bases = dict(bases or {})
         self._freeze(trainable_parts)
 
@@ -119,6 +123,7 @@ class ROSE(nn.Module):
                 cfg.MODEL.REFINEMENT.PROMPT, box_as_mask=cfg.MODEL.REFINEMENT.BOX_AS_MASK
             ),
             "image_first": cfg.MODEL.LMM.IMAGE_FIRST,
+            "stock_inputs": StockInputs.from_config(cfg),
             "trainable_parts": {k.lower(): v for k, v in cfg.MODEL.TRAINABLE.items()},
             "bases": _pretrained_bases(cfg, backbone),
         }
@@ -137,7 +142,8 @@ class ROSE(nn.Module):
                 * image: uint8 (3, I, I), RGB, the LMM's square view;
                 * sam_image: uint8 (3, h, w), RGB, SAM's view before padding;
                 * prior_mask: float (1, I, I), 0 or 1 (optional), see `RefinementPrompt`;
-                * conversation, task, height, width (the original size);
+                * conversation, task, height, width (the original size); where they are missing in
+                  evaluation, INPUT.DEFAULT_TASK is asked, and both views are made of `image`;
                 * dataset_name: fixes the vocabulary (optional at inference);
                 * candidates: the only names that decoding may spell; dense candidates that fit none
                   of them drop out (optional, inference). Listing them to the model as well is
@@ -169,6 +175,10 @@ class ROSE(nn.Module):
               then has mask_quality and prior_quality, see `DrawnMasks`);
             * "text": the response, if TEST.GENERATE_RESPONSE.
         """
+        if self.training:
+            check_training_inputs(batched_inputs)
+        elif any("conversation" not in item for item in batched_inputs):
+            batched_inputs = [self.stock_inputs.complete(item) for item in batched_inputs]
         lmm_output, proposals, sam_features = self.perceive(batched_inputs)
         if self.training:
             return self.supervisor.losses(batched_inputs, lmm_output, proposals, sam_features)

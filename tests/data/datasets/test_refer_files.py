@@ -272,6 +272,23 @@ def test_a_single_target_of_minus_one_is_no_reference_to_nothing(write, caplog):
     assert "annotation -1" in caplog.text
 
 
+def test_generalised_references_may_name_one_annotation_without_a_list(write_generalised):
+    folder = write_generalised(-1)
+    (record,) = load_refer(folder, "unc", "val", "pictures")
+    assert record["target_indices"] == []
+
+
+def test_generalised_references_may_be_pickled(write_generalised):
+    folder = write_generalised([30])
+    listed = references_file(folder, "unc")
+    expected = load_refer(folder, "unc", "val", "pictures")
+    with open(listed.with_suffix(".p"), "wb") as file:
+        pickle.dump(json.loads(listed.read_text()), file)
+    listed.unlink()
+    assert references_file(folder, "unc").suffix == ".p"
+    assert load_refer(folder, "unc", "val", "pictures") == expected
+
+
 def test_damaged_generalised_references_are_an_error(write_generalised):
     folder = write_generalised([30])
     references_file(folder, "unc").write_text("[{")
