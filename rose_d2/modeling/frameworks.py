@@ -223,11 +223,7 @@ def padded_proposals(features: list[Tensor], logits: list[Tensor]) -> QueryPropo
 
 
 class StackWriter:
-    """Writes the response of a stack freely, token by token, and keeps the state at each <SEG>.
-
-    Attributes:
-        steps: passes of the language model that had to wait for the one before, in the last call.
-    """
+    """Writes the response of a stack freely, token by token, and keeps the state at each <SEG>."""
 
     def __init__(self, lmm: LMMBackbone, max_tokens: int) -> None:
         """
@@ -238,7 +234,6 @@ class StackWriter:
         self.lmm = lmm
         self.max_tokens = max_tokens
         self.seg_id = lmm.tokenizer.convert_tokens_to_ids(SEG_TOKEN)
-        self.steps = 0
 
     @torch.no_grad()
     def __call__(
@@ -251,7 +246,6 @@ class StackWriter:
             prior_masks: (B, 1, I, I), 0 or 1.
             prompts: B prompts.
         """
-        self.steps = 0
         written = [
             self._write(Writing(self.lmm, image[None], mask[None], prompt))
             for image, mask, prompt in zip(images, prior_masks, prompts, strict=True)
@@ -264,24 +258,23 @@ class StackWriter:
         states, logits, names = [], [], []
         word: list[int] = []
         of_name: list[float] = []
-        of_segs: list[float] = []
+        behind_target = False
         for _ in range(self.max_tokens):
             token, log_prob = writing.choose()
             if token == self.lmm.tokenizer.eos_token_id:
                 break
             writing.read(token)
-            self.steps += 1
             if token != self.seg_id:
-                if of_segs:  # the first word behind a target
-                    word, of_name, of_segs = [], [], []
+                if behind_target:
+                    word, of_name, behind_target = [], [], False
                 word.append(token)
                 of_name.append(log_prob)
                 continue
-            of_segs.append(log_prob)
+            behind_target = True
             score = math.fsum([*of_name, log_prob]) / (len(of_name) + 1)
             states.append(writing.state[0, 0])
             logits.append(_logit(math.exp(score)))
-            names.append((self._spell(word), math.fsum(of_name) / max(len(of_name), 1)))
+            names.append((spelled_name(self.lmm, word), math.fsum(of_name) / max(len(of_name), 1)))
         device = writing.state.device
         return _Stack(
             torch.stack(states) if states else writing.state.new_zeros(0, writing.state.shape[-1]),
@@ -291,9 +284,6 @@ class StackWriter:
                 torch.tensor([score for _, score in names], device=device),
             ),
         )
-
-    def _spell(self, tokens: list[int]) -> str:
-        return spelled_name(self.lmm, tokens)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import torch
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
+from rose_d2.evaluation.object_counts import counted_passes
 from rose_d2.modeling.category_decoder import Writing
 from rose_d2.modeling.frameworks import FRAMEWORKS, Framework, padded_proposals
 from rose_d2.prompts.instructions import NOTHING_FOUND, region_response, seg_response
@@ -134,11 +135,12 @@ def test_what_is_written_freely_equals_what_was_read_in_training(tiny_cfg, make_
 
         Writing.choose = dictated
         try:
-            written = model.writer(images, priors, [prompt])
+            with counted_passes(model.backbone) as passes:
+                written = model.writer(images, priors, [prompt])
         finally:
             Writing.choose = choose
     torch.testing.assert_close(written.features, given.features, atol=1e-4, rtol=1e-4)
-    assert model.writer.steps == len(prompt.response) - 1  # the end is not read
+    assert passes == ["read_prompt"] + ["run_text"] * (len(prompt.response) - 1)
     count = written.features.shape[1] // 2
     names = written.names(0, torch.arange(2 * count)).names
     assert list(names) == ["dog"] * count + ["red car"] * count
