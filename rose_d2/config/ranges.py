@@ -116,7 +116,7 @@ RANGES: dict[str, Range | Choice] = {
     "INPUT.REFINEMENT.MIN_PIXELS": _COUNT,
     "SOLVER.ENGINE": Choice(("torch", "deepspeed")),
     "SOLVER.DEEPSPEED.ZERO_STAGE": Choice((1, 2, 3)),
-    "SOLVER.BASE_LR": _NUMBER,
+    "SOLVER.BASE_LR": Range(0, math.inf),
     "SOLVER.WEIGHT_DECAY": _NUMBER,
     "SOLVER.LR_MULTIPLIER.*": _NUMBER,
     # Ours is always a linear warm-up and decay: detectron2's default is passed over.
