@@ -28,9 +28,10 @@ from detectron2.structures import BitMasks, Instances
 
 from rose_d2 import Rose
 from rose_d2.command_line import make_parser, run_main
-from rose_d2.data.image_io import model_views, read_image
+from rose_d2.data.image_io import read_image
 from rose_d2.data.mask_corruption import holes_and_patches
 from rose_d2.files import whole_file
+from rose_d2.layers.views import model_views
 from rose_d2.modeling.meta_arch.rose import PROMPT_FORMS, RefinementPrompt
 from rose_d2.modeling.patch_analyzer import ROLES
 from rose_d2.predictor.session import RoseSession

@@ -212,6 +212,8 @@ class Inference:
 
     def answer(self, candidates: Instances, item: dict) -> dict:
         """Look up the classes of the names and write the outputs, in the original size."""
+        # A copy, so that masks at full size go with it and do not wait for the batch.
+        candidates = Instances(candidates.image_size, **candidates.get_fields())
         self._classify(candidates, item)
         candidates.mask_logits = self.mask_head.upscale(
             candidates.low_res_masks, view_size(item), candidates.image_size

@@ -38,6 +38,7 @@ _STAGES = {
     "decode": "decode the annotated masks",
     "_centres": "centres of what is not asked for",
 }
+_ROOMS = ("data", "layers")  # where these functions are
 _OTHER = "everything else"
 _WARM_UP_BATCHES = 3
 
@@ -88,7 +89,7 @@ def _shares(stats: pstats.Stats) -> dict[str, float]:
     total = stats.get_stats_profile().total_tt
     spent = dict.fromkeys(_STAGES.values(), 0.0)
     for (file, _, function), (_, _, _, cumulative, _) in stats.stats.items():  # type: ignore[attr-defined]
-        if function in _STAGES and f"{Path('rose_d2', 'data')}" in file:
+        if function in _STAGES and any(f"{Path('rose_d2', room)}" in file for room in _ROOMS):
             spent[_STAGES[function]] += cumulative / total
     return spent | {_OTHER: 1 - sum(spent.values())}
 

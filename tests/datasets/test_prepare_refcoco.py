@@ -213,4 +213,4 @@ def test_strict_stops_at_a_broken_annotation(run, root):
     assert run("--datasets", "refcoco")[0] == 0
     status, _, errors = run("--datasets", "refcoco", "--strict")
     assert status == 1
-    assert "instances.json: annotations without a mask, first annotation 10101 of image" in errors
+    assert "annotations with a box but no mask, first annotation 10101 of image 101" in errors

@@ -145,7 +145,7 @@ def test_an_entry_without_a_box_costs_its_image(run, regions, tmp_path, capsys):
         (["--name-masks", "none.json"], "--name-masks 'none.json' does not exist"),
         (["--name-masks", CONFIG, "--name-boxes", CONFIG], "so it takes no --name-boxes"),
         (["--name-boxes", CONFIG, "--refer", "the dog"], "so it takes no --refer"),
-        (["--name-boxes", CONFIG], "is not a COCO file"),
+        (["--name-boxes", CONFIG], "is not valid JSON"),
     ],
 )
 def test_what_does_not_go_together_is_refused(run, options, message, capsys):

@@ -81,7 +81,8 @@ def same(output, expected):
 def test_every_option_is_run_here(demo):
     actions = demo.build_parser()._actions
     options = {action.option_strings[-1] for action in actions if action.option_strings}
-    source = Path(__file__).read_text(encoding="utf-8")
+    here = Path(__file__)  # names of regions have a file of their own
+    source = here.read_text("utf-8") + here.with_name("test_name.py").read_text("utf-8")
     assert len(options) > 15
     assert [
         option for option in options - {"--help", "--version"} if f'"{option}"' not in source

@@ -13,7 +13,7 @@ TINY = ["--config-file", "configs/rose_tiny.yaml"]
 def plan_memory(monkeypatch):
     module = load_script(SCRIPT)
 
-    def plan_training(cfg, num_gpus):
+    def plan_training(cfg, num_gpus, num_objects):
         if num_gpus == 3:
             raise ValueError("3 GPUs cannot share")
         size = 7_000_000_000 if cfg.MODEL.LMM.GRADIENT_CHECKPOINTING else 11_000_000_000

@@ -90,7 +90,7 @@ def test_bad_folders(tool, custom, tmp_path, refusal):
 def test_image_missing(tool, custom, tmp_path, refusal):
     (tmp_path / "a.png").unlink()
     message = refusal(tool, [custom, "--output", tmp_path / "page.html"])
-    assert "1 of the images to show are missing" in message
+    assert "lists images that" in message and "first" in message
 
 
 @pytest.mark.parametrize("argv", [["--num", "0"], ["--output", "."]])
