@@ -58,6 +58,7 @@ def small(cfg):
     return cfg
 
 
+@pytest.mark.slow
 def test_a_small_step_runs_on_it(tiny_cfg):
     cost = training_step(small(tiny_cfg), 2)
     assert set(cost.flops) == PARTS | {"backward", "recomputed"}
@@ -82,6 +83,7 @@ def test_a_tensor_made_on_the_cpu_in_a_step_is_found(tiny_cfg, monkeypatch):
         training_step(small(tiny_cfg), 1)
 
 
+@pytest.mark.slow
 def test_small_inference_runs_on_it(tiny_cfg):
     assert set(inference(small(tiny_cfg), 2).flops) == PARTS
 

@@ -14,6 +14,7 @@ def tool():
     return load_script("tools/make_figures.py")
 
 
+@pytest.mark.slow
 def test_all_figures_are_drawn(tool, exported, tmp_path, capsys):
     folder = tmp_path / "figures"
     assert tool.main(["all", "--model", str(exported), "--output", str(folder)]) == 0
