@@ -3,7 +3,7 @@
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +193,21 @@ class FolderRun:
                 self._fail(batch[0][0], error)
                 return [None]
         return [self._predict([item])[0] for item in batch]
+
+    def _one_by_one(
+        self,
+        batch: list[tuple[Path, np.ndarray]],
+        answer: Callable[[Path, np.ndarray], dict[str, Any]],
+    ) -> list[dict[str, Any] | None]:
+        """Outputs of a batch whose images have a session each; None for one that failed."""
+        outputs: list[dict[str, Any] | None] = []
+        for path, image in batch:
+            try:
+                outputs.append(answer(path, image))
+            except _OF_ONE_IMAGE as error:
+                self._fail(path, error)
+                outputs.append(None)
+        return outputs
 
     def _fail(self, path: Path, error: Exception) -> None:
         reason = readable(" ".join(str(error).split()) or type(error).__name__)

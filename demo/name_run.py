@@ -87,20 +87,15 @@ class NameRun(FolderRun):
         self._begin(images, output, cfg, info, overwrite=overwrite, overlay=overlay)
 
     def _predict(self, batch: list[tuple[Path, np.ndarray]]) -> list[dict[str, Any] | None]:
-        return [self._name(path, image) for path, image in batch]
+        return self._one_by_one(batch, self._name)
 
-    def _name(self, path: Path, image: np.ndarray) -> dict[str, Any] | None:
-        """The named segments of an image; None if that failed."""
-        try:
-            regions = self.regions.of(path, file_name_of(path), image.shape[:2])
-            session = self.predictor.open(image)
-            named: list[Segment] = []
-            for region in regions:
-                shown = region.mask if isinstance(region, Segment) else region
-                named += session.name(shown)
-        except (RuntimeError, ValueError, MemoryError) as error:
-            self._fail(path, error)
-            return None
+    def _name(self, path: Path, image: np.ndarray) -> dict[str, Any]:
+        """The named segments of an image."""
+        regions = self.regions.of(path, file_name_of(path), image.shape[:2])
+        session = self.predictor.open(image)
+        named: list[Segment] = []
+        for region in regions:
+            named += session.name(region.mask if isinstance(region, Segment) else region)
         return {"segments": named}
 
     def _keep(self, path: Path, image: np.ndarray, output: dict[str, Any]) -> None:

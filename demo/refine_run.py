@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 from files import file_name_of, save_image
-from folder_run import _OF_ONE_IMAGE, FolderRun
+from folder_run import FolderRun
 from PIL import Image
 
 from rose_d2.config.fingerprint import config_hash, file_sha256
@@ -315,24 +315,20 @@ class RefineRun(FolderRun):
         self._begin(images, output, cfg, info, overwrite=overwrite, overlay=overlay)
 
     def _predict(self, batch: list[tuple[Path, np.ndarray]]) -> list[dict[str, Any] | None]:
-        return [self._refine(path, image) for path, image in batch]
+        return self._one_by_one(batch, self._refine)
 
-    def _refine(self, path: Path, image: np.ndarray) -> dict[str, Any] | None:
-        """All segments before and after, and which were refined; None if that failed."""
-        try:
-            where = path, file_name_of(path), image.shape[:2]
-            before = self.masks.of(*where)
-            truth = self.truth.of(*where) if self.truth is not None else []
-            session = self.predictor.open(image)
-            added = session.add(*before) if before else ()
-            after: list[Segment] = list(added)
-            chosen = choose_segments(added, self.policy, self.count)
-            for position in chosen:
-                answer = session.refine(added[position], self.instruction)
-                after[position] = answer[0]
-        except _OF_ONE_IMAGE as error:
-            self._fail(path, error)
-            return None
+    def _refine(self, path: Path, image: np.ndarray) -> dict[str, Any]:
+        """All segments before and after, and which were refined."""
+        where = path, file_name_of(path), image.shape[:2]
+        before = self.masks.of(*where)
+        truth = self.truth.of(*where) if self.truth is not None else []
+        session = self.predictor.open(image)
+        added = session.add(*before) if before else ()
+        after: list[Segment] = list(added)
+        chosen = choose_segments(added, self.policy, self.count)
+        for position in chosen:
+            answer = session.refine(added[position], self.instruction)
+            after[position] = answer[0]
         return {"before": before, "after": after, "chosen": chosen, "truth": truth}
 
     def _keep(self, path: Path, image: np.ndarray, output: dict[str, Any]) -> None:

@@ -203,11 +203,10 @@ class Inference:
         allowed = _allowed_names(item)
         candidates.pred_category_names = decoded.names
         candidates.name_scores = decoded.scores.exp()
-        if allowed and not set(decoded.names) <= set(allowed):  # a response says what it likes
-            return candidates[[name in item["candidates"] for name in decoded.names]]
-        if OTHER_NAME not in allowed or OTHER_NAME in item["candidates"]:
+        if not allowed:
             return candidates
-        chosen = torch.tensor([name != OTHER_NAME for name in decoded.names], dtype=torch.bool)
+        # Neither "other" nor, where a response says what it likes, anything else.
+        chosen = torch.tensor([n in item["candidates"] for n in decoded.names], dtype=torch.bool)
         return candidates[chosen.to(candidates.scores.device)]
 
     def answer(self, candidates: Instances, item: dict) -> dict:
@@ -249,7 +248,7 @@ class Inference:
         settings, task = self.settings, TASKS[item["task"]]
         logits = proposals.objectness_logits[index]
         if task.has_one_answer and not self._is_multi_target(task):
-            if "answer_box" in item:
+            if "answer_box" in item and proposals.roles is not None:  # tokens have no place
                 outside = ~patches_touching(grid, item["answer_box"]).to(logits.device)
                 logits = logits.masked_fill(outside, -torch.inf)
             best = select_patches(logits, proposals.roles, top_k=1)

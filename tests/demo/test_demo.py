@@ -2,7 +2,6 @@ import functools
 import json
 import multiprocessing
 import os
-import sys
 import threading
 import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -14,7 +13,6 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 from PIL import Image
-from scripts import load_script
 
 from rose_d2.files import FolderLock
 from rose_d2.modeling.patch_analyzer import ROLES, STUFF_ROLE
@@ -71,13 +69,6 @@ class FakePredictor:
             "ref_patch": 0,
             "ref_score": 0.9,
         }
-
-
-@pytest.fixture
-def demo(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "demo"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    return load_script(ROOT / "demo" / "demo.py")
 
 
 @pytest.fixture

@@ -1,14 +1,12 @@
 """`demo.py --name-masks` and `--name-boxes`: on a stand-in for the session, and on a real one."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 from PIL import Image
-from scripts import load_script
 
 from rose_d2.structures.segments import Segment
 
@@ -39,13 +37,6 @@ class FakePredictor:
 
     def open(self, image):
         return FakeSession()
-
-
-@pytest.fixture
-def demo(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "demo"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    return load_script(ROOT / "demo" / "demo.py")
 
 
 @pytest.fixture

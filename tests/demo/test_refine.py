@@ -4,14 +4,12 @@ import csv
 import dataclasses
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 from PIL import Image
-from scripts import load_script
 
 from rose_d2.predictor.predictor import RosePredictor
 from rose_d2.predictor.session_state import SessionState
@@ -49,14 +47,11 @@ class FakePredictor:
 
 
 @pytest.fixture
-def demo(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "demo"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    module = load_script(ROOT / "demo" / "demo.py")
+def demo(demo, monkeypatch):
     import folder_run
 
     monkeypatch.setattr(folder_run, "RosePredictor", FakePredictor)
-    return module
+    return demo
 
 
 @pytest.fixture

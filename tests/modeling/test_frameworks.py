@@ -1,5 +1,7 @@
 """The other frameworks of Table 3: they train, write what they mean, and are scored like ROSE."""
 
+import dataclasses
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -168,6 +170,7 @@ def test_all_tasks_are_answered_in_the_form_of_rose(tiny_cfg, make_input, units)
     rose = build(tiny_cfg, FRAMEWORKS[0]).eval()
     other = build(tiny_cfg, units).eval()
     items = [asked(make_input(task)) for task in TASKS]
+    items.append(asked(make_input("refinement", answer_box=(0, 0, 300, 300))))
     with torch.no_grad():
         for expected, output in zip(rose(items), other(items), strict=True):
             assert output.keys() == expected.keys()
@@ -191,6 +194,17 @@ def test_regions_are_named_in_the_order_of_their_patches(tiny_cfg, make_input, m
     assert named.scores.tolist() == [-0.5] * 4
     said = tokenizer.decode(read)
     assert said == "<REGION> dog, <REGION> cat, <REGION> cow, <REGION>"
+
+
+def test_a_written_name_that_is_no_candidate_drops_out(tiny_cfg, make_input, monkeypatch):
+    model = build(tiny_cfg, STACKS[0]).eval()
+    words = iter(model.backbone.tokenizer.encode("dog <SEG>, cow <SEG>, dog <SEG>"))
+    end = model.backbone.tokenizer.eos_token_id
+    monkeypatch.setattr(Writing, "choose", lambda writing: (next(words, end), -0.1))
+    model.inference.settings = dataclasses.replace(model.inference.settings, nms_thresh=1.0)
+    with torch.no_grad():
+        (output,) = model([asked(make_input(candidates=["dog"]))])
+    assert list(output["instances"].pred_category_names) == ["dog", "dog"]
 
 
 def test_padding_is_never_chosen():
