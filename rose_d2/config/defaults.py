@@ -200,6 +200,7 @@ def _add_input(cfg: CN) -> None:
     cfg.DATASETS.TRAIN_WEIGHTS = ()
     # Your own datasets: (name, "coco", image folder, annotation JSON) or (name, "labels", image
     # folder, folder of label PNGs, file of class names); the names then go into TRAIN and TEST.
+    # With "val" at its end an entry has every fifth image, with "train" the others.
     cfg.DATASETS.CUSTOM = ()
     # Share of each task, divided among its datasets by TRAIN_WEIGHTS; all 0: those alone decide.
     cfg.DATASETS.TASK_WEIGHTS = CN(dict.fromkeys(_TASKS, 0.0))

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.utils import comm
 from torch import nn
 
 from rose_d2.checkpoint.checkpointer import RoseCheckpointer
 from rose_d2.checkpoint.export import export_merged
 from rose_d2.config.released import released_weights
-from rose_d2.data.datasets.custom import CUSTOM_NAME, register_custom, use_custom_data
+from rose_d2.data.datasets.custom import (
+    CUSTOM_NAME,
+    HELD_OUT_EVERY,
+    TRAIN,
+    VAL,
+    register_custom,
+    use_custom_data,
+)
 from rose_d2.data.mixture import train_only_on
-from rose_d2.files import write_text
 
 logger = logging.getLogger(__name__)
 
 VAL_NAME = f"{CUSTOM_NAME}_val"
-# Every so many images one is held out, at most _MOST_HELD_OUT.
-_HELD_OUT_EVERY, _MOST_HELD_OUT = 5, 500
 # How often every image is seen, within these numbers of steps; the upper one is the config's.
 _EPOCHS, _FEWEST_STEPS = 60, 150
 _WARMUP_SHARE, _LR_SHARE = 0.1, 0.3
@@ -72,73 +75,24 @@ def _settle_data(cfg: CfgNode, args: argparse.Namespace, test_is_given: bool) ->
         use_custom_data(cfg, args)
         told = "Evaluation is on the data of --custom-val."
     elif args.custom_coco:
-        told = _split_coco(cfg, *args.custom_coco)
+        told = _hold_out(cfg, "coco", args.custom_coco)
     else:
-        use_custom_data(cfg, args)
-        told = _split_registered(cfg)
+        told = _hold_out(cfg, "labels", args.custom_labels)
     cfg.DATASETS.TEST = test if test_is_given else (VAL_NAME,)
     return told
 
 
-def held_out(count: int) -> set[int]:
-    """Positions of the images to hold out, of `count` in a fixed order.
-
-    Raises:
-        ValueError: there are too few to train on the rest.
-    """
-    if count < 2:
-        raise ValueError(
-            f"There is {count} image to train on; with one more, one can be held out to evaluate "
-            "on, or give data for it with --custom-val."
-        )
-    positions = range(min(_HELD_OUT_EVERY, count) - 1, count, _HELD_OUT_EVERY)
-    return set(positions[:_MOST_HELD_OUT])
-
-
-def _split_coco(cfg: CfgNode, image_root: str, json_file: str) -> str:
-    """Write the annotations of both parts into OUTPUT_DIR, where a resumed run finds the same."""
-    content = json.loads(Path(json_file).expanduser().read_text(encoding="utf-8"))
-    images = sorted(content["images"], key=lambda image: image["id"])
-    chosen = held_out(len(images))
-    parts: dict[str, list[dict[str, Any]]] = {CUSTOM_NAME: [], VAL_NAME: []}
-    for position, image in enumerate(images):
-        parts[VAL_NAME if position in chosen else CUSTOM_NAME].append(image)
-    declarations = []
-    for name, kept in parts.items():
-        ids = {image["id"] for image in kept}
-        annotations = [entry for entry in content["annotations"] if entry["image_id"] in ids]
-        file = Path(cfg.OUTPUT_DIR) / f"{name}.json"
-        # Every process writes the same, and each file appears whole.
-        write_text(file, json.dumps(content | {"images": kept, "annotations": annotations}))
-        declarations.append((name, "coco", image_root, str(file)))
-    cfg.DATASETS.CUSTOM = (*cfg.DATASETS.CUSTOM, *declarations)
+def _hold_out(cfg: CfgNode, kind: str, paths: Sequence[str]) -> str:
+    """Divide the images; a resumed run, or one that scores it, finds the same parts."""
+    parts = ((CUSTOM_NAME, TRAIN), (VAL_NAME, VAL))
+    declared = ((name, kind, *paths, part) for name, part in parts)
+    cfg.DATASETS.CUSTOM = (*cfg.DATASETS.CUSTOM, *declared)
     train_only_on(cfg, [CUSTOM_NAME])
     register_custom(cfg.DATASETS.CUSTOM)
-    return _told_of_split(len(images), len(chosen), cfg.OUTPUT_DIR)
-
-
-def _split_registered(cfg: CfgNode) -> str:
-    """Divide the registered images with label PNGs into two datasets."""
-    records = DatasetCatalog.get(CUSTOM_NAME)
-    metadata = MetadataCatalog.get(CUSTOM_NAME).as_dict()
-    chosen = held_out(len(records))
-    train = f"{CUSTOM_NAME}_train"
-    for name, is_val in ((train, False), (VAL_NAME, True)):
-        part = [r for i, r in enumerate(records) if (i in chosen) == is_val]
-        for catalog in (DatasetCatalog, MetadataCatalog):
-            if name in catalog.list():
-                catalog.remove(name)
-        DatasetCatalog.register(name, lambda part=part: part)
-        MetadataCatalog.get(name).set(**(metadata | {"name": name}))
-    train_only_on(cfg, [train])
-    return _told_of_split(len(records), len(chosen))
-
-
-def _told_of_split(count: int, chosen: int, folder: str = "") -> str:
-    where = f" ({folder} has both lists)" if folder else ""
+    kept, chosen = (len(DatasetCatalog.get(name)) for name, _ in parts)
     return (
-        f"No --custom-val: {chosen} of {count} images are held out for evaluation, every "
-        f"{_HELD_OUT_EVERY}th{where}."
+        f"No --custom-val: {chosen} of {kept + chosen} images are held out for evaluation, every "
+        f"{HELD_OUT_EVERY}th."
     )
 
 

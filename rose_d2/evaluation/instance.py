@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from detectron2.structures import BoxMode, Instances
@@ -26,6 +26,7 @@ from pycocotools.cocoeval import COCOeval
 
 from rose_d2.data.build import fixed_subset
 from rose_d2.data.datasets.coco import load_coco_instances
+from rose_d2.data.datasets.registration import registered_entries
 from rose_d2.evaluation.semantic import check_similarity
 from rose_d2.structures.mask_codec import encode_masks
 from rose_d2.vocabulary.vocabulary import MAPPING_RULES, counts_at
@@ -67,7 +68,7 @@ class RoseCOCOEvaluator(COCOEvaluator):
     ) -> None:
         """
         Args:
-            dataset_name: registered dataset with a COCO `json_file`.
+            dataset_name: registered dataset of COCO instances.
             tasks: "bbox", "segm" or both.
             distributed: gather the predictions of all processes.
             output_dir: where predictions are written; None writes nothing.
@@ -86,14 +87,19 @@ class RoseCOCOEvaluator(COCOEvaluator):
         self._levels = tuple(levels)
         self._similarity = similarity
         self._class_ids = self._metadata.thing_dataset_id_to_contiguous_id
-        records = load_coco_instances(
-            self._metadata.json_file, self._metadata.get("image_root", ""), self._class_ids
-        )
+        records = self._records(dataset_name)
         records = fixed_subset(records, num_samples)
         self._do_evaluation = any(record["annotations"] for record in records)
         self._numbers = {record["image_id"]: n for n, record in enumerate(records, start=1)}
         self._coco_api = coco_ground_truth(records, len(self._class_ids))
         self.reset()
+
+    def _records(self, dataset_name: str) -> list[dict[str, Any]]:
+        """What is annotated, whoever registered the dataset, by the one reader."""
+        if dataset_name in registered_entries():
+            return DatasetCatalog.get(dataset_name)
+        image_root = self._metadata.get("image_root", "")
+        return load_coco_instances(self._metadata.json_file, image_root, self._class_ids)
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """

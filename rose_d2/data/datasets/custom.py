@@ -39,6 +39,9 @@ _LONGEST_NAME = 100
 _LOOKED_FOR = 20
 _CHECK_PATHS = "Check the paths you gave for it."
 CUSTOM_NAME = "custom"
+TRAIN, VAL = "train", "val"
+# Every so many images one is held out, at most _MOST_HELD_OUT.
+HELD_OUT_EVERY, _MOST_HELD_OUT = 5, 500
 
 
 def register_custom(declarations: Sequence[Sequence[str]]) -> None:
@@ -46,7 +49,8 @@ def register_custom(declarations: Sequence[Sequence[str]]) -> None:
 
     Args:
         declarations: each (name, "coco", image folder, annotation JSON) or
-            (name, "labels", image folder, folder of label PNGs, file with the classes).
+            (name, "labels", image folder, folder of label PNGs, file with the classes); a last
+            entry "val" takes only the images that are held out, "train" the others.
 
     Raises:
         ValueError: a declaration has another form, or its files are not what they should be.
@@ -54,25 +58,72 @@ def register_custom(declarations: Sequence[Sequence[str]]) -> None:
     """
     for declaration in declarations:
         match tuple(declaration):
-            case (name, "coco", image_root, json_file):
-                register_custom_coco(name, image_root, json_file)
-            case (name, "labels", image_root, label_root, classes_file):
-                register_custom_labels(name, image_root, label_root, classes_file)
+            case (name, "coco", image_root, json_file, *part) if _is_part(part):
+                register_custom_coco(name, image_root, json_file, *part)
+            case (name, "labels", image_root, label_root, classes_file, *part) if _is_part(part):
+                register_custom_labels(name, image_root, label_root, classes_file, *part)
             case _:
                 raise ValueError(
                     f"DATASETS.CUSTOM has the entry {declaration!r}; write (name, 'coco', image "
                     "folder, annotation JSON) or (name, 'labels', image folder, folder of label "
-                    "PNGs, file with one class name per line)."
+                    "PNGs, file with one class name per line), either with 'train' or 'val' at "
+                    "its end for a part of the images."
                 )
 
 
-def register_custom_coco(name: str, image_root: str | Path, json_file: str | Path) -> None:
+def _is_part(rest: Sequence[str]) -> bool:
+    return list(rest) in ([], [TRAIN], [VAL])
+
+
+def held_out(count: int) -> set[int]:
+    """Positions of the images to hold out, of `count` in a fixed order.
+
+    Raises:
+        ValueError: there are too few to train on the rest.
+    """
+    if count < 2:
+        raise ValueError(
+            f"There is {count} image to train on; with one more, one can be held out to evaluate "
+            "on, or give data for it with --custom-val."
+        )
+    positions = range(min(HELD_OUT_EVERY, count) - 1, count, HELD_OUT_EVERY)
+    return set(positions[:_MOST_HELD_OUT])
+
+
+def _part_of(records: list[dict[str, Any]], part: str | None) -> list[dict[str, Any]]:
+    """The images of one part, see `register_custom`.
+
+    Raises:
+        ValueError: there are too few images, or no object in this part of them.
+    """
+    if part is None:
+        return records
+    chosen = held_out(len(records))
+    kept = [record for i, record in enumerate(records) if (i in chosen) == (part == VAL)]
+    if not any(_has_objects(record) for record in kept):
+        which = "held out for evaluation" if part == VAL else "to train on"
+        raise ValueError(
+            f"None of the {len(kept)} of {len(records)} images {which} (every {HELD_OUT_EVERY}th "
+            "is held out) has an object; give data to evaluate on with --custom-val."
+        )
+    return kept
+
+
+def _has_objects(record: Mapping[str, Any]) -> bool:
+    annotations = record.get("annotations")
+    return annotations is None or any(not annotation["iscrowd"] for annotation in annotations)
+
+
+def register_custom_coco(
+    name: str, image_root: str | Path, json_file: str | Path, part: str | None = None
+) -> None:
     """Register images with COCO instance annotations, for training, evaluation and the demo.
 
     Args:
         name: to use in DATASETS.TRAIN and TEST.
         image_root: folder that the images' `file_name` is relative to.
         json_file: with `images`, `annotations` (polygons or RLE) and `categories`.
+        part: `VAL` takes only the images that are held out, `TRAIN` the others; None takes all.
 
     Raises:
         FileNotFoundError: a path does not exist.
@@ -94,7 +145,7 @@ def register_custom_coco(name: str, image_root: str | Path, json_file: str | Pat
     register(
         DatasetEntry(
             name=name,
-            load=lambda: _load_coco(json_file, image_root, ids),
+            load=lambda: _part_of(_load_coco(json_file, image_root, ids), part),
             metadata=metadata,
             files=(image_root, json_file),
             how_to_get=_CHECK_PATHS,
@@ -116,7 +167,11 @@ def _load_coco(
 
 
 def register_custom_labels(
-    name: str, image_root: str | Path, label_root: str | Path, classes_file: str | Path
+    name: str,
+    image_root: str | Path,
+    label_root: str | Path,
+    classes_file: str | Path,
+    part: str | None = None,
 ) -> None:
     """Register images with one label PNG each, for training, evaluation and the demo.
 
@@ -129,6 +184,7 @@ def register_custom_labels(
         classes_file: text file with one class name per line; a line that ends in ": stuff" is
             background without a shape of its own ("sky: stuff"). With colours ("car,0,0,142") the
             PNGs may be in these colours.
+        part: as for `register_custom_coco`.
 
     Raises:
         FileNotFoundError: a path does not exist.
@@ -155,7 +211,7 @@ def register_custom_labels(
     register(
         DatasetEntry(
             name=name,
-            load=lambda: _load_labels(image_root, label_root, classes),
+            load=lambda: _part_of(_load_labels(image_root, label_root, classes), part),
             metadata=metadata,
             files=(image_root, label_root, classes_file),
             how_to_get=_CHECK_PATHS,
