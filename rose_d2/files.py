@@ -100,11 +100,13 @@ class FolderLock:
         """
         self.path = Path(folder) / _LOCK_NAME
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # Not through a link, and kept if it is there: another program's lock is on that very file.
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        self._file = os.fdopen(os.open(self.path, flags, 0o666), "r+")
+        self._file = self._open()
         try:
             _lock(self._file)
+            while not self._is_in_place():  # its holder has just taken it away
+                self._file.close()
+                self._file = self._open()
+                _lock(self._file)
         except BlockingIOError:
             holder = self._file.read().strip() or "another program"
             self._file.close()
@@ -115,6 +117,17 @@ class FolderLock:
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._file.flush()
+
+    def _open(self) -> IO[str]:
+        # Not through a link, and kept if it is there: another program's lock is on that very file.
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+        return os.fdopen(os.open(self.path, flags, 0o666), "r+")
+
+    def _is_in_place(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def release(self) -> None:
         """Let others have the folder."""

@@ -23,6 +23,7 @@ import rose_d2  # noqa: F401  (registers the datasets)
 from rose_d2.command_line import add_config_arguments, make_parser, run_main
 from rose_d2.engine.evaluate import SavedRun
 from rose_d2.evaluation.predictions import DESCRIPTION_NAME
+from rose_d2.files import FolderLock
 from rose_d2.reports.record import run_record, write_record
 from rose_d2.reports.report import write_report
 
@@ -68,6 +69,14 @@ def find_folders(predictions: Path, datasets: list[str] | None) -> list[Path]:
 def score(args: argparse.Namespace) -> Path:
     """Score what the command line asks for; returns the folder of the results."""
     output_dir = args.output_dir or args.predictions.resolve().parent / "rescored"
+    lock = FolderLock(output_dir, purpose="--output-dir")
+    try:
+        return _score_into(args, output_dir)
+    finally:
+        lock.release()
+
+
+def _score_into(args: argparse.Namespace, output_dir: Path) -> Path:
     results = {}
     for folder in find_folders(args.predictions, args.dataset):
         run = SavedRun(folder, config_file=args.config_file, opts=args.opts)

@@ -109,11 +109,7 @@ def decode_panoptic(
     Raises:
         ImageReadError: the PNG is missing, damaged or of another size than the image.
     """
-    colours = _read_values(path, (height, width))
-    if colours.ndim != 3 or colours.shape[2] < 3:
-        raise ImageReadError(
-            f"The panoptic image {path!r} has one channel; its colours have to spell segment ids."
-        )
+    colours = _read_segment_colours(path, (height, width))
     ids = colours_to_ids(square_view(colours, size).astype(np.int32))  # (I, I)
     things = [s for s in segments_info if s["isthing"] and not s.get("iscrowd", 0)]
     stuff: dict[int, list[int]] = {}
@@ -247,6 +243,16 @@ def _read_values(path: str, size: tuple[int, int]) -> np.ndarray:
         raise ImageReadError(f"The label image {path!r} is missing.") from error
 
 
+def _read_segment_colours(path: str, size: tuple[int, int]) -> np.ndarray:
+    """Colours of a panoptic PNG, int64 (H, W, 3 or 4)."""
+    colours = _read_values(path, size)
+    if colours.ndim != 3 or colours.shape[2] < 3:
+        raise ImageReadError(
+            f"The panoptic image {path!r} has one channel; its colours have to spell segment ids."
+        )
+    return colours
+
+
 def _labels_of_colours(
     values: np.ndarray,
     path: str,
@@ -354,6 +360,25 @@ def load_labels(record: dict[str, Any], metadata: Metadata) -> np.ndarray:
         num_classes=len(metadata.stuff_classes),
         colours=metadata.get("label_colors", None),
     )
+
+
+def check_label_images(record: dict[str, Any], metadata: Metadata) -> None:
+    """Read the label images that a dataset dict is scored against.
+
+    Args:
+        record: a dataset dict; one with `annotations` is scored against those alone.
+        metadata: of its dataset.
+
+    Raises:
+        ImageReadError: one is missing, damaged, of another size, or has values that mean nothing.
+    """
+    if "annotations" in record:
+        return
+    size = record["height"], record["width"]
+    if "pan_seg_file_name" in record:
+        _read_segment_colours(record["pan_seg_file_name"], size)
+    if "sem_seg_file_name" in record:
+        load_labels(record, metadata)
 
 
 def decode_any(

@@ -10,7 +10,7 @@ import signal
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import cv2
@@ -23,11 +23,13 @@ from detectron2.data.build import build_detection_test_loader, trivial_batch_col
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
 
+from rose_d2.data.annotations import check_label_images
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
 from rose_d2.data.datasets.refer_files import referring_samples
 from rose_d2.data.datasets.registration import strict_annotations
 from rose_d2.data.leakage import benchmarks_split_by, exclude_evaluation_images
 from rose_d2.data.mixture import (
+    UNUSABLE,
     MixtureBatchSampler,
     MixtureDataset,
     MixtureStream,
@@ -40,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 # What dicts share is worth storing once; a text or a number is as short as a reference to it.
 _SHAREABLE = (list, dict)
+_NAMING = ("file_name", "image_id", "ref_id", "sent_id", "task", "dataset_name")
 _Sample = TypeVar("_Sample")
 
 
@@ -94,7 +97,11 @@ def build_rose_train_loader(cfg: CfgNode, start_iter: int = 0) -> torchdata.Data
 
 
 def build_rose_test_loader(
-    cfg: CfgNode, dataset_name: str, dicts: list[dict[str, Any]] | None = None
+    cfg: CfgNode,
+    dataset_name: str,
+    dicts: list[dict[str, Any]] | None = None,
+    *,
+    strict: bool = True,
 ) -> torchdata.DataLoader:
     """Build the loader that gives every item of a dataset once, in order, over all processes.
 
@@ -102,20 +109,60 @@ def build_rose_test_loader(
         cfg: the full config.
         dataset_name: a registered dataset.
         dicts: some of its `load_test_dicts`; None is all.
+        strict: False gives a `left_out` in place of an item whose image or label image cannot be
+            used, which would otherwise be fatal.
 
     Returns:
         A loader of `list[dict]` without targets, see `RoseDatasetMapper`.
     """
     dicts = load_test_dicts(cfg, dataset_name) if dicts is None else dicts
+    mapper: Callable[[dict[str, Any]], dict[str, Any]] = RoseDatasetMapper(cfg, is_train=False)
     loader = build_detection_test_loader(
         dicts,
-        mapper=RoseDatasetMapper(cfg, is_train=False),
+        mapper=mapper if strict else _LenientMapper(mapper),
         sampler=WholeBatchSampler(len(dicts), cfg.TEST.IMS_PER_BATCH),
         batch_size=cfg.TEST.IMS_PER_BATCH,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
     loader.worker_init_fn = _init_worker  # which detectron2's function does not take
     return loader
+
+
+LEFT_OUT = "left_out"
+"""Key of the reason, in what stands for an item that cannot be used."""
+
+
+def left_out(record: Mapping[str, Any], reason: object) -> dict[str, Any]:
+    """What stands for an item that cannot be used: all that names it, and the reason.
+
+    Args:
+        record: its dataset dict.
+        reason: a sentence, or an error with one.
+    """
+    return {key: record[key] for key in _NAMING if key in record} | {LEFT_OUT: str(reason)}
+
+
+def usable_for_scoring(record: dict[str, Any]) -> dict[str, Any]:
+    """A dataset dict, or a `left_out` where the label image it is scored against is unusable."""
+    try:
+        check_label_images(record, MetadataCatalog.get(record["dataset_name"]))
+    except UNUSABLE as error:
+        return left_out(record, error)
+    return record
+
+
+class _LenientMapper:
+    """Gives a `left_out` for an item whose image or label image cannot be used."""
+
+    def __init__(self, mapper: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        self.mapper = mapper
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        usable = usable_for_scoring(dataset_dict)
+        try:
+            return usable if LEFT_OUT in usable else self.mapper(usable)
+        except UNUSABLE as error:
+            return left_out(dataset_dict, error)
 
 
 def build_rose_target_loader(cfg: CfgNode, dataset_name: str) -> torchdata.DataLoader:

@@ -157,9 +157,19 @@ def read_coco(path: str | Path, *, needed: Sequence[str] = COCO_KEYS) -> CocoFil
             strays.append(describe(annotation))
         else:
             image.annotations.append(annotation)
-    used = {plain_id(annotation.get("category_id")) for annotation in annotations}
+    used = {plain_id(entry.get("category_id")) for entry in _labelled(annotations)}
     names = _category_names(_entries(content, "categories", path), used, path)
     return CocoFile(Path(path), images, annotations, "annotations" in content, names, strays)
+
+
+def _labelled(annotations: list[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """All that has a category: annotations, and the segments of panoptic ones."""
+    for annotation in annotations:
+        segments = annotation.get("segments_info")
+        yield annotation
+        yield from (
+            (s for s in segments if isinstance(s, dict)) if isinstance(segments, list) else ()
+        )
 
 
 def describe(annotation: Mapping[str, Any]) -> str:
@@ -377,6 +387,12 @@ def _box(value: Any) -> list[Any] | None:
     return list(value) if are_numbers and all(map(math.isfinite, value)) else None
 
 
+def plain_area(value: Any) -> float | None:
+    """An area in pixels as it is in a file; None where it is no such number."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and 0 <= value < math.inf else None
+
+
 def object_area(annotation: Mapping[str, Any], height: int, width: int) -> float:
     """The file's area of an object in pixels where it has one, else that of its mask.
 
@@ -385,7 +401,7 @@ def object_area(annotation: Mapping[str, Any], height: int, width: int) -> float
         height: of its image.
         width: of its image.
     """
-    area = annotation.get("area")
-    if isinstance(area, int | float) and not isinstance(area, bool) and 0 <= area < math.inf:
+    area = plain_area(annotation.get("area"))
+    if area is not None:
         return area
     return int(coco_mask.area(segmentation_to_rle(annotation["segmentation"], height, width)))

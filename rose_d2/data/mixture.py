@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Damaged images in a row after which something else must be wrong.
 _MAX_TRIES = 20
+UNUSABLE = (ImageReadError, FileNotFoundError, UnusableMaskError)
+"""Of one sample, which a run does without unless DATASETS.STRICT says otherwise."""
 # Fewest samples over which the shares of the datasets come out exactly.
 _MIN_BLOCK = 64
 
@@ -174,7 +176,7 @@ class MixtureDataset(torchdata.Dataset):
             rng = np.random.default_rng([self._seed, item.sample])
             try:
                 return self._mapper(record, rng)
-            except (ImageReadError, FileNotFoundError, UnusableMaskError) as error:
+            except UNUSABLE as error:
                 if attempt == self._tries - 1:
                     raise
                 self._report(record["file_name"], error)

@@ -16,7 +16,13 @@ from detectron2.utils import comm
 
 from rose_d2.config.fingerprint import prediction_fingerprint
 from rose_d2.config.read import read_config
-from rose_d2.data.build import build_rose_test_loader, load_test_dicts, sample_key
+from rose_d2.data.build import (
+    build_rose_test_loader,
+    left_out,
+    load_test_dicts,
+    sample_key,
+    usable_for_scoring,
+)
 from rose_d2.data.datasets.custom import register_custom
 from rose_d2.data.datasets.registration import check_files, registered_entries
 from rose_d2.evaluation.build import build_evaluator, check_evaluator_type
@@ -89,7 +95,8 @@ def evaluate_dataset(
         ValueError: the predictions in OUTPUT_DIR were made with something else.
     """
     if weights is None or not cfg.TEST.SAVE_PREDICTIONS:
-        loader: BatchLoader = build_rose_test_loader(cfg, dataset_name)
+        strict = cfg.DATASETS.STRICT
+        loader: BatchLoader = build_rose_test_loader(cfg, dataset_name, strict=strict)
         return inference_on_dataset(model, loader, evaluator)
     samples = load_test_dicts(cfg, dataset_name)
     store = _open_store(cfg, dataset_name, len(samples), weights, overwrite_predictions)
@@ -134,7 +141,9 @@ class _ResumedLoader:
         self._own = [stored[i] for i in InferenceSampler(len(stored))] if stored else []
         self._loader: BatchLoader = []
         if rest:
-            self._loader = build_rose_test_loader(cfg, dataset_name, dicts=rest)
+            self._loader = build_rose_test_loader(
+                cfg, dataset_name, dicts=rest, strict=cfg.DATASETS.STRICT
+            )
         if stored:
             num_stored = len(samples) - len(rest)
             logger.info("%d items are not run again, but scored as saved", num_stored)
@@ -145,6 +154,25 @@ class _ResumedLoader:
     def __iter__(self) -> Iterator[list[dict]]:
         yield from self._own
         yield from self._loader
+
+
+class _SavedLoader:
+    """The items of a saved evaluation one by one, without their images."""
+
+    def __init__(self, samples: Sequence[dict], store: PredictionStore, *, strict: bool) -> None:
+        self._samples, self._store, self._strict = samples, store, strict
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        unusable = self._store.left_out
+        for sample in self._samples:
+            key = sample_key(sample)
+            if key in unusable:
+                yield [left_out(sample, unusable[key])]
+            else:
+                yield [sample if self._strict else usable_for_scoring(sample)]
 
 
 class SavedRun:
@@ -196,7 +224,7 @@ class SavedRun:
         cfg.defrost()
         cfg.OUTPUT_DIR = output_dir
         evaluator = build_refinement_evaluator(cfg, self.dataset_name, build_evaluator)
-        batches = [[sample] for sample in self._samples]
+        batches = _SavedLoader(self._samples, self.store, strict=cfg.DATASETS.STRICT)
         return inference_on_dataset(_no_model, batches, evaluator, store=self.store)
 
     def _check(self, folder: Path) -> None:
@@ -204,7 +232,9 @@ class SavedRun:
             self.cfg, self.dataset_name, len(self._samples), self.checkpoint_sha256
         )
         self.store.check_fingerprint(wanted)
-        missing = [key for key in map(sample_key, self._samples) if key not in self.store]
+        unusable = self.store.left_out
+        keys = map(sample_key, self._samples)
+        missing = [key for key in keys if key not in self.store and key not in unusable]
         if missing:
             raise ValueError(
                 f"{folder} has predictions of {len(self._samples) - len(missing)} of the "

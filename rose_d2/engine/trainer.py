@@ -75,17 +75,19 @@ def setup(args: argparse.Namespace) -> CfgNode:
     """
     args.config_file = find_config(args.config_file)  # detectron2 prints the file
     cfg = read_config(args.config_file, args.opts)
+    if not args.eval_only:
+        stop_before_training()
+    # An evaluation writes among the checkpoints, but replaces none.
+    keeps = args.resume or args.eval_only
+    claim_output(cfg.OUTPUT_DIR, resume=keeps, overwrite=getattr(args, "overwrite", False))
+    # Before data are read, for what is left out of them is said once.
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rose_d2")
     told = prepare_fine_tuning(cfg, args) if is_fine_tuning(args) else use_custom_data(cfg, args)
     if cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
-    if not args.eval_only:
-        stop_before_training()
-        overwrite = getattr(args, "overwrite", False)
-        claim_output(cfg.OUTPUT_DIR, resume=args.resume, overwrite=overwrite)
     cfg.SEED = _settled_seed(cfg, resume=args.resume)
     cfg.freeze()
     default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="rose_d2")
     for sentence in told or ():
         logger.info(sentence)
     if comm.get_local_size() > 1:
@@ -98,11 +100,11 @@ _held: dict[str, FolderLock] = {}
 
 
 def claim_output(output_dir: str, *, resume: bool, overwrite: bool) -> None:
-    """Take OUTPUT_DIR for this training, in the main process.
+    """Take OUTPUT_DIR for this training or evaluation, in the main process.
 
     Args:
         output_dir: OUTPUT_DIR.
-        resume: go on from what is there.
+        resume: go on from what is there, or only evaluate it.
         overwrite: checkpoints that are there may be replaced.
 
     Raises:

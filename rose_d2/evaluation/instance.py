@@ -87,14 +87,27 @@ class RoseCOCOEvaluator(COCOEvaluator):
         self._levels = tuple(levels)
         self._similarity = similarity
         self._class_ids = self._metadata.thing_dataset_id_to_contiguous_id
-        records = self._records(dataset_name)
+        records = self._load_records(dataset_name)
         records = fixed_subset(records, num_samples)
+        self._set_ground_truth(records)
+        self.reset()
+
+    def _set_ground_truth(self, records: list[dict[str, Any]]) -> None:
+        self._records = records
         self._do_evaluation = any(record["annotations"] for record in records)
         self._numbers = {record["image_id"]: n for n, record in enumerate(records, start=1)}
         self._coco_api = coco_ground_truth(records, len(self._class_ids))
-        self.reset()
 
-    def _records(self, dataset_name: str) -> list[dict[str, Any]]:
+    def leave_out(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Give up images; their objects are not missed.
+
+        Args:
+            samples: with "image_id".
+        """
+        unusable = {sample["image_id"] for sample in samples}
+        self._set_ground_truth([r for r in self._records if r["image_id"] not in unusable])
+
+    def _load_records(self, dataset_name: str) -> list[dict[str, Any]]:
         """What is annotated, whoever registered the dataset, by the one reader."""
         if dataset_name in registered_entries():
             return DatasetCatalog.get(dataset_name)

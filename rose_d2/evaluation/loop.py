@@ -21,7 +21,7 @@ from detectron2.utils.logger import log_every_n_seconds
 from torch import nn
 from tqdm import tqdm
 
-from rose_d2.data.build import sample_key
+from rose_d2.data.build import LEFT_OUT, sample_key
 from rose_d2.evaluation.predictions import PredictionStore
 
 logger = logging.getLogger(__name__)
@@ -59,11 +59,16 @@ def inference_on_dataset(
         overlap: False scores each batch before the next one is run.
 
     Returns:
-        The evaluator's results; empty on all but the main process.
+        The evaluator's results; empty on all but the main process. Where items were left out
+        (see `rose_d2.data.build.left_out`) "left_out" has their number in "samples", of "of".
+
+    Raises:
+        ValueError: all items were left out.
     """
     if not isinstance(evaluator, DatasetEvaluator):
         evaluator = DatasetEvaluators(evaluator or [])
     evaluator.reset()
+    left_out = _LeftOut()
     logger.info("Start inference on %d batches", len(data_loader))
     with ExitStack() as stack:
         if isinstance(model, nn.Module):
@@ -71,21 +76,73 @@ def inference_on_dataset(
         stack.enter_context(torch.no_grad())
         if store is not None:
             stack.callback(store.close)
+            stack.callback(left_out.note_in, store)  # once the scoring thread has written
         progress = stack.enter_context(InferenceProgress(len(data_loader)))
         scorer = _Background if overlap else _Foreground
         scoring = stack.enter_context(scorer(partial(_score, evaluator, store)))
         before = time.perf_counter()
-        for inputs in data_loader:
+        for batch in data_loader:
             loaded = time.perf_counter()
-            outputs = _run(model, inputs, store)
+            inputs = left_out.separated(batch)
+            outputs = _run(model, inputs, store) if inputs else None
             computed = time.perf_counter()
-            scoring.put(inputs, outputs)
+            if inputs:
+                scoring.put(inputs, outputs)
             if outputs is None:
                 progress.skip()
             else:
                 progress.add(loaded - before, computed - loaded, scoring.seconds)
             before = time.perf_counter()
-    return evaluator.evaluate() or {}
+    counts = left_out.tell(evaluator)
+    results = evaluator.evaluate() or {}
+    return {**results, LEFT_OUT: counts} if results and counts else results
+
+
+class _LeftOut:
+    """The items that cannot be used: not run, not scored, counted and reported once."""
+
+    def __init__(self) -> None:
+        self._items: list[dict[str, Any]] = []
+        self._num_used = 0
+
+    def separated(self, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The usable items of a batch; the others are kept here."""
+        used = [item for item in batch if LEFT_OUT not in item]
+        self._items += [item for item in batch if LEFT_OUT in item]
+        self._num_used += len(used)
+        return used
+
+    def note_in(self, store: PredictionStore) -> None:
+        """Tell who scores the outputs later."""
+        for item in self._items:
+            store.leave_out(sample_key(item), item[LEFT_OUT])
+
+    def tell(self, evaluator: DatasetEvaluator) -> dict[str, float]:
+        """Tell the evaluators of all processes' items, and the log; returns the counts.
+
+        Raises:
+            ValueError: nothing is left.
+        """
+        items, used = zip(*comm.all_gather((self._items, self._num_used)), strict=True)
+        unusable = [item for part in items for item in part]
+        if not unusable:
+            return {}
+        total = sum(used) + len(unusable)
+        said = f"of {total} samples cannot be used, first: {unusable[0][LEFT_OUT]}"
+        if len(unusable) == total:
+            raise ValueError(f"Nothing can be evaluated: {total} {said}")
+        if comm.is_main_process():
+            logger.warning("Left out of all scores: %d %s", len(unusable), said)
+        leave_out(evaluator, unusable)
+        return {"samples": float(len(unusable)), "of": float(total)}
+
+
+def leave_out(evaluator: DatasetEvaluator, samples: list[dict[str, Any]]) -> None:
+    """Tell an evaluator, and those that it consists of, what must not count as missed."""
+    for part in getattr(evaluator, "_evaluators", ()):  # of DatasetEvaluators
+        leave_out(part, samples)
+    if hasattr(evaluator, "leave_out"):
+        evaluator.leave_out(samples)
 
 
 def _run(

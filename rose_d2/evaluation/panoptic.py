@@ -23,6 +23,8 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from tabulate import tabulate
 
+from rose_d2.data.coco_files import read_json
+from rose_d2.data.datasets.coco import load_coco_panoptic
 from rose_d2.dependencies import require
 from rose_d2.evaluation.semantic import check_similarity
 from rose_d2.structures.mask_codec import colours_to_ids
@@ -79,6 +81,15 @@ class RosePanopticEvaluator(COCOPanopticEvaluator):
     def reset(self) -> None:
         """Forget all predictions."""
         self._predictions: list[dict[str, Any]] = []
+        self._unusable: set[Any] = set()
+
+    def leave_out(self, samples: Sequence[Mapping[str, Any]]) -> None:
+        """Give up images, which need no prediction.
+
+        Args:
+            samples: with "image_id".
+        """
+        self._unusable |= {sample["image_id"] for sample in samples}
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """
@@ -116,9 +127,8 @@ class RosePanopticEvaluator(COCOPanopticEvaluator):
         if not comm.is_main_process():
             return None
         predictions = {p["image_id"]: p for p in itertools.chain(*gathered)}
-        with PathManager.open(self._metadata.panoptic_json) as file:
-            content = json.load(file)
-        image_ids = [annotation["image_id"] for annotation in content["annotations"]]
+        annotations = self._load_annotations()
+        image_ids = [annotation["image_id"] for annotation in annotations]
         missing = [image_id for image_id in image_ids if image_id not in predictions]
         if missing:
             raise ValueError(
@@ -127,9 +137,8 @@ class RosePanopticEvaluator(COCOPanopticEvaluator):
             )
         ordered = [predictions[image_id] for image_id in image_ids]
         headline = [prediction["headline"] for prediction in ordered]
-        folder = PathManager.get_local_path(self._metadata.panoptic_root)
-        counter = _Counter(content, folder, ordered)
-        self._write_headline(content, ordered)
+        counter = _Counter(self._categories(), annotations, self._metadata.panoptic_root, ordered)
+        self._write_headline(ordered)
         results = OrderedDict(panoptic_seg=self._headline_results(counter, headline))
         if levels := list(ordered[0]["levels"]) if ordered else []:
             results["panoptic_seg_levels"] = {
@@ -139,6 +148,35 @@ class RosePanopticEvaluator(COCOPanopticEvaluator):
         if self._similarity is not None:
             results["open_panoptic_seg"] = self._open_results(counter, headline)
         return results
+
+    def _load_annotations(self) -> list[dict[str, Any]]:
+        """What is annotated, in the official format, with the file's own ids of categories."""
+        root = self._metadata.panoptic_root
+        records = load_coco_panoptic(
+            self._metadata.panoptic_json,
+            self._metadata.get("image_root", ""),
+            root,
+            self._metadata.thing_dataset_id_to_contiguous_id,
+            self._metadata.stuff_dataset_id_to_contiguous_id,
+        )
+        annotations = []
+        for record in records:
+            if record["image_id"] in self._unusable:
+                continue
+            segments = [self._convert_category_id(dict(s)) for s in record["segments_info"]]
+            annotation = {"image_id": record["image_id"], "segments_info": segments}
+            annotation["file_name"] = os.path.relpath(record["pan_seg_file_name"], root)
+            if not all("area" in segment for segment in segments):
+                areas = _count_values(_read_ids(root, annotation))
+                for segment in segments:
+                    segment["area"] = areas.get(segment["id"], 0)
+            annotations.append(annotation)
+        return annotations
+
+    def _categories(self) -> dict[int, dict[str, Any]]:
+        things = self._metadata.thing_dataset_id_to_contiguous_id
+        every = {**self._metadata.stuff_dataset_id_to_contiguous_id, **things}
+        return {own_id: {"id": own_id, "isthing": int(own_id in things)} for own_id in every}
 
     def _headline_results(self, counter: _Counter, headline: list[int]) -> dict[str, float]:
         results, rows = {}, []
@@ -180,9 +218,10 @@ class RosePanopticEvaluator(COCOPanopticEvaluator):
             Image.fromarray(np.ascontiguousarray(colours)).save(out, "PNG", compress_level=1)
             return _Drawing(out.getvalue(), [self._convert_category_id(s) for s in official])
 
-    def _write_headline(self, content: dict[str, Any], ordered: list[dict[str, Any]]) -> None:
+    def _write_headline(self, ordered: list[dict[str, Any]]) -> None:
         if not self._output_dir:
             return
+        content = read_json(self._metadata.panoptic_json)
         path = os.path.join(self._output_dir, "predictions.json")
         entries = [_official_entry(p, p["headline"]) for p in ordered]
         with PathManager.open(path, "w") as file:
@@ -193,10 +232,14 @@ class _Counter:
     """Qualities of choices of one drawing per image, each choice counted once."""
 
     def __init__(
-        self, content: Mapping[str, Any], annotated_folder: str, predictions: list[dict[str, Any]]
+        self,
+        categories: dict[int, dict[str, Any]],
+        annotations: list[dict[str, Any]],
+        annotated_folder: str,
+        predictions: list[dict[str, Any]],
     ) -> None:
-        self.categories = {category["id"]: category for category in content["categories"]}
-        self._annotations = content["annotations"]
+        self.categories = categories
+        self._annotations = annotations
         self._folder = annotated_folder
         self._predictions = predictions
         self._counted: dict[tuple[bytes, bool], Any] = {}

@@ -80,6 +80,7 @@ class PredictionStore:
         if fingerprint is not None:
             self.check_fingerprint(fingerprint)
         self._places: dict[str, _Place] = {}
+        self._left_out: dict[str, str] = {}
         for path in sorted(self.folder.glob("process-*.jsonl")):
             self._index(path)
         if fingerprint is not None:
@@ -94,6 +95,11 @@ class PredictionStore:
     def keys(self) -> list[str]:
         """The keys of all items that have an output."""
         return list(self._places)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Why items have no output that could not be used, by key."""
+        return {key: why for key, why in self._left_out.items() if key not in self._places}
 
     def check_fingerprint(self, fingerprint: Mapping[str, Any]) -> None:
         """Refuse another fingerprint than that of the folder.
@@ -142,12 +148,26 @@ class PredictionStore:
         Raises:
             ValueError: the output holds something that cannot be written.
         """
-        line = json.dumps({"key": key, **encode_output(output, task)}, ensure_ascii=False)
+        self._places[key] = self._write({"key": key, **encode_output(output, task)})
+
+    def leave_out(self, key: str, reason: str) -> None:
+        """Write that an item cannot be used; the next run tries it again.
+
+        Args:
+            key: from `sample_key`.
+            reason: a sentence.
+        """
+        if self._left_out.get(key) != reason:
+            self._write({"key": key, "left_out": reason})
+        self._left_out[key] = reason
+
+    def _write(self, record: Mapping[str, Any]) -> _Place:
         if self._file is None:
             self._file = self._open_own_file()
         place = _Place(Path(self._file.name), self._file.tell())
-        self._file.write(line.encode() + b"\n")
-        self._places[key] = place
+        line = json.dumps(record, ensure_ascii=False)
+        self._file.write(line.encode(errors="backslashreplace") + b"\n")
+        return place
 
     def flush(self) -> None:
         """Hand what was added to the operating system: it survives the end of this process."""
@@ -190,7 +210,8 @@ class PredictionStore:
                 if not line.endswith(b"\n"):
                     return  # the last line, half-written
                 try:
-                    key = json.loads(line)["key"]
+                    record = json.loads(line)
+                    key = record["key"]
                     if not isinstance(key, str):
                         raise TypeError(f"its key is {key!r}")
                 except (ValueError, KeyError, TypeError) as error:
@@ -198,7 +219,10 @@ class PredictionStore:
                         f"Line {number} of {path} is damaged ({error}); remove that line, or start "
                         "anew with --overwrite-predictions."
                     ) from error
-                self._places[key] = _Place(path, offset)
+                if "left_out" in record:
+                    self._left_out[key] = str(record["left_out"])
+                else:
+                    self._places[key] = _Place(path, offset)
                 offset += len(line)
 
     def _open_own_file(self) -> BinaryIO:

@@ -129,6 +129,15 @@ class RefCOCOEvaluator(DatasetEvaluator):
             logger.info("By kind of expression, %s:\n%s", counts, create_small_table(by_kind))
         return OrderedDict({self._result_task: metrics | by_kind})
 
+    def leave_out(self, samples: Sequence[dict]) -> None:
+        """Give up samples, which need no answer.
+
+        Args:
+            samples: with "ref_id" and "sent_id".
+        """
+        for sample in samples:
+            self._samples.pop(sample_key(sample), None)
+
     def _score(self, key: str, output: dict) -> SentenceScore:
         if key not in self._samples:
             raise ValueError(

@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 from torch import nn
 
+from rose_d2.evaluation.loop import leave_out
 from rose_d2.refinement.rose_with_refinement import ROSEWithRefinement
 from rose_d2.refinement.tasks import GROUND_TRUTH
 from rose_d2.structures.segments import SITUATIONS
@@ -85,6 +86,11 @@ class RefinementEvaluator(DatasetEvaluator):
             self._refinements += output["refinements"]
         self._before.process(inputs, [output["before"] for output in outputs])
         self._after.process(inputs, outputs)
+
+    def leave_out(self, samples: list[dict]) -> None:
+        """Give up samples before and after refinement, where their evaluators can."""
+        for evaluator in (self._before, self._after):
+            leave_out(evaluator, samples)
 
     def evaluate(self) -> OrderedDict:
         """

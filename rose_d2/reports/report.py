@@ -10,6 +10,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from rose_d2.data.build import LEFT_OUT
 from rose_d2.data.datasets.registration import registered_entries
 from rose_d2.files import write_text
 from rose_d2.refinement.evaluation import RESULT, how_chosen
@@ -250,6 +251,7 @@ def dataset_sections(
     parts = [f"## {plain(dataset)}", protocol["in_words"]]
     if not any(tasks.values()):
         return [*parts, "There are no results."]
+    parts += _left_out_line(tasks.get(LEFT_OUT))
     refinement = refinement_section(tasks, protocol["refinement_box"])
     tasks = first_turn(tasks)
     parts += _benchmark_tables(tasks) + refinement
@@ -263,6 +265,15 @@ def dataset_sections(
     return [part for part in parts if part]
 
 
+def _left_out_line(counts: Metrics | None) -> list[str]:
+    if not counts:
+        return []
+    return [
+        f"**{counts['samples']:.0f} of {counts['of']:.0f} samples could not be used** and are in "
+        "none of these numbers; the log of the evaluation names the first."
+    ]
+
+
 def _benchmark_tables(tasks: Tasks) -> list[str]:
     parts = []
     boxes_and_masks = {task: tasks[task] for task in ("segm", "bbox") if tasks.get(task)}
@@ -270,7 +281,7 @@ def _benchmark_tables(tasks: Tasks) -> list[str]:
         parts.append(_ap_table(boxes_and_masks))
     if tasks.get("panoptic_seg"):
         parts.append(_panoptic_table(tasks["panoptic_seg"]))
-    done = {"segm", "bbox", "panoptic_seg", "names"}
+    done = {"segm", "bbox", "panoptic_seg", "names", LEFT_OUT}
     for task, metrics in tasks.items():
         if task not in done and not task.endswith("_levels") and metrics:
             title = f"**{plain(task)}**\n\n" if task not in _HEADLINES else ""

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from rose_d2.data.datasets.custom import register_custom
 from rose_d2.data.datasets.registration import unregister
 from rose_d2.engine.evaluate import SavedRun, Weights, check_test_datasets, evaluate_dataset
 from rose_d2.evaluation.build import build_evaluator
+from rose_d2.reports.report import write_report
 
 NAME = "four_pictures"
 
@@ -122,6 +124,29 @@ def test_scoring_may_change_only_what_needs_no_model(cfg, tiny_model, prediction
     assert "segm" in run.score(str(tmp_path / "rescored"))
     with pytest.raises(ValueError, match=r"TEST\.TOP_K: 6, now 5"):
         SavedRun(predictions, opts=["TEST.TOP_K", "5"])
+
+
+def test_what_was_unusable_is_scored_without_it_and_tried_again(
+    cfg, tiny_model, predictions, tmp_path
+):
+    picture = tmp_path / "images" / "2.png"
+    sound = picture.read_bytes()
+    picture.write_bytes(b"no image")
+    model = Counting(tiny_model)
+    first = evaluate(cfg, model)
+    assert first["left_out"] == {"samples": 1, "of": 4} and model.images == 3
+    assert repr(SavedRun(predictions).score(str(tmp_path / "rescored"))) == repr(first)
+    assert "1 of 4 samples could not be used" in _report(cfg, {NAME: first}, tmp_path)
+    evaluate(cfg, model)
+    assert model.images == 3
+    picture.write_bytes(sound)
+    mended = evaluate(cfg, model)
+    assert "left_out" not in mended and model.images == 5
+    assert repr(SavedRun(predictions).score(str(tmp_path / "rescored"))) == repr(mended)
+
+
+def _report(cfg, results, folder):
+    return Path(write_report(cfg, results, str(folder))).read_text()
 
 
 def test_the_fingerprint_forgets_place_and_scoring(cfg):

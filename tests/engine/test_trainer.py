@@ -17,6 +17,7 @@ from rose_d2.engine import trainer as defaults
 from rose_d2.engine.non_finite import dumped_ranks
 from rose_d2.engine.trainer import RoseTrainer, build_health_hooks, evaluate_weights
 from rose_d2.engine.watchdog import WatchdogHook
+from rose_d2.files import FolderLock
 
 CALLS = []
 
@@ -90,14 +91,14 @@ def test_metrics_and_checkpoints_are_written(tmp_path):
     assert list(tmp_path.glob("events.out.tfevents*"))
 
 
-def make_args(tmp_path, *opts, resume=False):
+def make_args(tmp_path, *opts, resume=False, eval_only=False):
     config_file = tmp_path / "toy.yaml"
     config_file.write_text("MODEL: {META_ARCHITECTURE: ToyROSE}\n")
     return argparse.Namespace(
         config_file=str(config_file),
         opts=["OUTPUT_DIR", str(tmp_path / "out"), *opts],
         resume=resume,
-        eval_only=False,
+        eval_only=eval_only,
     )
 
 
@@ -119,6 +120,40 @@ def test_processes_share_cores_and_start_workers_cheaply(tmp_path, monkeypatch):
     finally:
         torch.set_num_threads(threads)
         multiprocessing.set_start_method(method, force=True)
+
+
+def _hold(folder, held, free):
+    lock = FolderLock(folder, purpose="OUTPUT_DIR")
+    held.set()
+    free.wait()
+    lock.release()
+
+
+@pytest.mark.parametrize("eval_only", [False, True])
+def test_two_programs_in_one_folder_are_refused(tmp_path, eval_only):
+    context = multiprocessing.get_context("fork")
+    held, free = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path / "out", held, free))
+    other.start()
+    try:
+        assert held.wait(30)
+        with pytest.raises(ValueError, match=f"in use by process {other.pid} on"):
+            defaults.setup(make_args(tmp_path, eval_only=eval_only))
+        assert os.listdir(tmp_path / "out") == [".lock"]
+    finally:
+        free.set()
+        other.join()
+
+
+def test_only_a_new_training_is_refused_among_checkpoints(tmp_path):
+    train(toy_config(tmp_path / "out"))
+    with pytest.raises(ValueError, match="has checkpoints of an earlier run.*--overwrite"):
+        defaults.setup(make_args(tmp_path))
+    for options in ({"resume": True}, {"eval_only": True}):
+        defaults.setup(make_args(tmp_path, **options))
+    args = make_args(tmp_path)
+    args.overwrite = True
+    defaults.setup(args)
 
 
 def test_setup_draws_a_seed_once_per_run(tmp_path):

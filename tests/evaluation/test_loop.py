@@ -2,12 +2,17 @@ import logging
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
+from PIL import Image
 
+from rose_d2.data.build import build_rose_test_loader
+from rose_d2.data.image_io import ImageReadError
 from rose_d2.evaluation.build import build_evaluator
+from rose_d2.evaluation.ground_truth import ReferringTarget
 from rose_d2.evaluation.loop import inference_on_dataset
 from rose_d2.evaluation.predictions import PredictionStore
 
@@ -189,3 +194,80 @@ def test_scores_from_the_store_are_identical(scenes, perfect, tiny_cfg, tmp_path
         store = PredictionStore(tmp_path / "predictions", {})
         evaluator = build_evaluator(tiny_cfg, name)
         assert repr(inference_on_dataset(run, batches, evaluator, store=store)) == repr(plain)
+
+
+HEADLINES = {
+    "coco": ("segm", "AP"),
+    "sem_seg": ("sem_seg", "mIoU"),
+    "coco_panoptic_seg": ("panoptic_seg", "PQ"),
+    "refcoco": ("referring", "cIoU"),
+}
+
+
+@pytest.fixture
+def evaluate_perfectly(scenes, perfect, tiny_cfg):
+    """Function that evaluates right answers through the test loader."""
+    tiny_cfg.DATALOADER.NUM_WORKERS, tiny_cfg.TEST.IMS_PER_BATCH = 0, 2
+    for output in perfect.values():
+        output["things"] = output["instances"][output["instances"].pred_classes < 2]
+
+    def model_of(kind):
+        def answer_of(item):
+            output = perfect[item["image_id"]]
+            if kind != "refcoco":
+                return output if kind != "coco" else {"instances": output["things"]}
+            record = next(d for d in scenes.dicts[kind] if d["sent_id"] == item["sent_id"])
+            return {"ref_seg": torch.from_numpy(ReferringTarget(record).mask)}
+
+        return lambda inputs: [answer_of(item) for item in inputs]
+
+    def run(kind, strict=False):
+        name = scenes.names[kind]
+        loader = build_rose_test_loader(tiny_cfg, name, strict=strict)
+        return inference_on_dataset(model_of(kind), loader, build_evaluator(tiny_cfg, name))
+
+    return run
+
+
+def spoil_label(scenes):
+    """A class that nobody listed, in one label image."""
+    path = scenes.root / "000002_labels.png"
+    labels = np.array(Image.open(path))
+    labels[0, 0] = 200
+    Image.fromarray(labels).save(path)
+
+
+SPOIL = {
+    "the image": lambda scenes: (scenes.root / "000002.jpg").write_bytes(b"no image"),
+    "its label image": spoil_label,
+    "its panoptic image": lambda scenes: (scenes.root / "panoptic/000002.png").unlink(),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        *((kind, "the image") for kind in HEADLINES),
+        *(("sem_seg", what) for what in list(SPOIL)[1:]),
+        ("coco_panoptic_seg", "its panoptic image"),
+    ],
+)
+def test_what_is_unusable_costs_its_own_samples(evaluate_perfectly, scenes, caplog, kind, what):
+    """Perfect answers to the rest stay perfect; the one line counts what is left out."""
+    SPOIL[what](scenes)
+    results = evaluate_perfectly(kind)
+    task, metric = HEADLINES[kind]
+    assert results[task][metric] == pytest.approx(100)
+    samples, of = (2, 5) if kind == "refcoco" else (1, 2)
+    assert results["left_out"] == {"samples": samples, "of": of}
+    lines = [r.message for r in caplog.records if r.message.startswith("Left out of all scores")]
+    assert len(lines) == 1 and f"{samples} of {of} samples" in lines[0] and "000002" in lines[0]
+    with pytest.raises((ImageReadError, FileNotFoundError)):
+        evaluate_perfectly(kind, strict=True)
+
+
+def test_nothing_usable_is_no_result(evaluate_perfectly, scenes):
+    for path in scenes.root.glob("*.jpg"):
+        path.write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"Nothing can be evaluated: 2 of 2 .*000001\.jpg"):
+        evaluate_perfectly("coco")

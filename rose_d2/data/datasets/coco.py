@@ -22,6 +22,7 @@ from rose_d2.data.coco_files import (
     describe,
     locate,
     object_area,
+    plain_area,
     plain_id,
     read_coco,
     sized_images,
@@ -411,7 +412,7 @@ def load_coco_panoptic(
     Returns:
         One dict per annotated image, in the file's order: `file_name`, `image_id`, `height`,
         `width`, `pan_seg_file_name`, and `segments_info` with `id`, `category_id` (contiguous),
-        `iscrowd` and `isthing`.
+        `iscrowd`, `isthing`, and `area` where the file has it.
 
     Raises:
         ValueError: if an annotation has an image or a category that is not listed.
@@ -473,9 +474,11 @@ def _convert_segment(
         )
     if not isinstance(segment_id, int):
         raise ValueError(f"{json_file}: a segment has the id {segment.get('id')!r}, no number.")
-    return {
+    converted = {
         "id": segment_id,
         "category_id": thing_ids[category_id] if isthing else stuff_ids[category_id],
         "iscrowd": crowd_flag(segment.get("iscrowd")),
         "isthing": isthing,
     }
+    area = plain_area(segment.get("area"))
+    return converted if area is None else converted | {"area": area}
