@@ -162,10 +162,22 @@ def test_evaluation_of_missing_weights_is_one_sentence(environment, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--config-file is required"),
+        ([], "required: --config-file"),
         (["--config-file", "tiny.yaml", "--num-machines", "2"], "--dist-url tcp://HOST:PORT"),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(arguments, message, tmp_path):
     output = tmp_path / "output.txt"
     assert message in run_script("train_net.py", *arguments, output=output, status=2)
+
+
+def test_help_comes_at_once(tmp_path):
+    program = (
+        "import runpy, sys; sys.argv = ['train_net.py', '--help']\n"
+        "try: runpy.run_path('train_net.py', run_name='__main__')\n"
+        "finally: print({'torch', 'detectron2', 'rose_d2'} & set(sys.modules))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, cwd=ROOT, text=True
+    )
+    assert ended.stdout.startswith("usage:") and ended.stdout.endswith("set()\n")

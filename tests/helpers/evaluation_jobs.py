@@ -14,6 +14,9 @@ from pathlib import Path
 import torch.multiprocessing
 from scripts import load_script
 
+import rose_d2.engine.trainer  # noqa: F401  (before processes are forked)
+from rose_d2.engine.launch import run_job
+
 ROOT = Path(__file__).parents[2]
 DATASETS = tuple(f"clipart_{task}_val" for task in ("instance", "sem_seg", "panoptic", "refer"))
 # Job: number of processes and images per batch.
@@ -52,7 +55,7 @@ def evaluate(train_net, weights: str, folder: Path, num_processes: int, batch_si
             *("TEST.IMS_PER_BATCH", str(batch_size)),
         ]
     )
-    train_net.run_job(train_net.main, args)
+    run_job(train_net.main, args)
 
 
 def main(weights: str, folder: Path, jobs: list[str]) -> int:

@@ -11,10 +11,8 @@ import math
 import re
 from pathlib import Path
 
-import peft
 import torch
 from detectron2.config import CfgNode
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import (
     LlavaOnevisionConfig,
@@ -244,6 +242,9 @@ def add_lora(model: nn.Module, lora: CfgNode) -> None:
             f"MODEL.LORA.TARGET_MODULES has {unknown or 'nothing in it'}; the language model's "
             f"linear layers are {sorted(known)}."
         )
+    # Only training and merging need it, and it takes its time.
+    import peft
+
     names = "|".join(re.escape(name) for name in lora.TARGET_MODULES)
     config = peft.LoraConfig(
         r=lora.RANK,
@@ -268,6 +269,8 @@ def merge_lora(model: nn.Module) -> int:
     Raises:
         ValueError: from peft, an adapter is not finite.
     """
+    from peft.tuners.lora import LoraLayer
+
     adapted = [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer)]
     for name, layer in adapted:
         dtype = layer.get_base_layer().weight.dtype
