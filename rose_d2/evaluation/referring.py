@@ -272,9 +272,10 @@ def referring_metrics(scores: Sequence[SentenceScore]) -> dict[str, float]:
         scores: one per sample.
 
     Returns:
-        cIoU, gIoU, P@0.5 to P@0.9; N-acc and T-acc if some samples have no target; P@answer_patch
-        (share of the samples with a target whose answering patch lies in the window around a
-        target's centre) if all their outputs name a patch. NaN where there is nothing to average.
+        cIoU, gIoU; P@0.5 to P@0.9 of the samples with a target, as ReLA counts them; N-acc and
+        T-acc if some samples have no target; P@answer_patch (share of the samples with a target
+        whose answering patch lies in the window around a target's centre) if all their outputs
+        name a patch. NaN where there is nothing to average.
     """
     targeted = [score for score in scores if score.num_targets]
     intersection = sum(score.intersection for score in scores)
@@ -285,8 +286,10 @@ def referring_metrics(scores: Sequence[SentenceScore]) -> dict[str, float]:
         "gIoU": _percent(math.fsum(score.iou for score in scores), len(scores)),
     }
     for tenths in _PRECISION_TENTHS:
-        # In integers, so that an IoU of exactly 0.6 is not lost to rounding.
-        hits = sum(10 * score.intersection >= tenths * score.union for score in targeted)
+        # In integers, so that an IoU of exactly 0.6 is not lost to rounding. A target without a
+        # pixel is never found, as in ReLA.
+        found = [score for score in targeted if score.union]
+        hits = sum(10 * score.intersection >= tenths * score.union for score in found)
         metrics[f"P@0.{tenths}"] = _percent(hits, len(targeted))
     targetless = [score for score in scores if not score.num_targets]
     if targetless:

@@ -279,13 +279,13 @@ def test_metrics_by_hand():
         SentenceScore(1, 0, 6, 10, 6, 1, 1),
         SentenceScore(1, 1, 100, 100, 100, 1, 1),
         SentenceScore(2, 0, 0, 50, 10, 1, 0),
-        SentenceScore(2, 1, 0, 0, 0, 1, 1),
+        SentenceScore(2, 1, 0, 0, 0, 1, 1),  # a target without a pixel is never found
     ]
     metrics = referring_metrics(scores)
     assert metrics["cIoU"] == pytest.approx(100 * 106 / 160)
     assert metrics["gIoU"] == pytest.approx(100 * (0.6 + 1 + 0 + 1) / 4)
-    assert metrics["P@0.5"] == metrics["P@0.6"] == 75
-    assert metrics["P@0.7"] == metrics["P@0.9"] == 50
+    assert metrics["P@0.5"] == metrics["P@0.6"] == 50
+    assert metrics["P@0.7"] == metrics["P@0.9"] == 25
     assert metrics["P@answer_patch"] == 75
     assert list(metrics) == ["cIoU", "gIoU", *PRECISIONS, "P@answer_patch"]
 

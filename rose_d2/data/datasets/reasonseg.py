@@ -31,7 +31,6 @@ _TURNED_BY_90_DEGREES = (5, 6, 7, 8)
 # What LISA still skips: whole images that were once marked as doubtful.
 _OBSOLETE_LABEL = "flag"
 _IGNORE_LABEL = "ignore"
-_TARGET_LABEL = "target"
 
 
 def load_reasonseg(folder: str | Path, *, all_texts: bool) -> list[dict[str, Any]]:
@@ -48,7 +47,8 @@ def load_reasonseg(folder: str | Path, *, all_texts: bool) -> list[dict[str, Any
     Returns:
         Referring dicts ordered by file name, see `load_refer`; `image_id` and `ref_id` count the
         images, the target has class -1. Pixels labelled "ignore" are a crowd in `annotations`,
-        which training leaves alone, and `ignore_annotations`, which evaluation leaves out.
+        which training leaves alone, and `ignore_annotations`, which evaluation leaves out. An
+        image without target pixels has no `target_indices`: right is what answers nothing there.
 
     Raises:
         ValueError: if a file is damaged, or none can be used.
@@ -79,8 +79,11 @@ def paint_shapes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Target and ignored pixels; polygons are painted from the largest to the smallest.
 
+    Of equal ones the last is painted first, as LISA's reversed sort has it.
+
     Args:
-        shapes: with `label` ("target", or anything with "ignore" in it) and `points` [[x, y], ...].
+        shapes: with `label` (with "ignore" in it, else the target, however it is spelled) and
+            `points` [[x, y], ...], at least one: one is a pixel, two are a line.
         height: of the image in pixels.
         width: of the image in pixels.
 
@@ -95,7 +98,7 @@ def paint_shapes(
         cv2.fillPoly(pixels, outline, 1)
         painted.append((pixels.astype(bool), _IGNORE_LABEL in shape["label"].lower()))
     target, ignore = np.zeros((2, height, width), dtype=bool)
-    for pixels, is_ignored in sorted(painted, key=lambda part: -part[0].sum()):
+    for pixels, is_ignored in sorted(painted, key=lambda part: part[0].sum())[::-1]:
         target[pixels], ignore[pixels] = not is_ignored, is_ignored
     return target, ignore
 
@@ -155,16 +158,14 @@ def _describe_image(
         return None
     height, width = _image_size(image_path)
     target, ignore = paint_shapes(_usable_shapes(path, annotation, broken), height, width)
-    if not target.any():
-        broken.add("images without a target", path.name)
-        return None
+    asked = [_to_annotation(target, is_crowd=False)] if target.any() else []
     ignored = [_to_annotation(ignore, is_crowd=True)] if ignore.any() else []
     return {
         "file_name": str(image_path),
         "height": height,
         "width": width,
-        "annotations": [_to_annotation(target, is_crowd=False), *ignored],
-        "target_indices": [0],
+        "annotations": [*asked, *ignored],
+        "target_indices": list(range(len(asked))),
         "ignore_annotations": ignored,
     }
 
@@ -174,15 +175,12 @@ def _usable_shapes(
 ) -> list[dict[str, Any]]:
     usable = []
     for shape in annotation["shapes"]:
-        label = str(shape["label"]).lower()
-        if label == _OBSOLETE_LABEL:
+        if str(shape["label"]).lower() == _OBSOLETE_LABEL:
             continue
-        if label != _TARGET_LABEL and _IGNORE_LABEL not in label:
-            broken.add("shapes of an unknown label", f"{shape['label']!r} in {path.name}")
-        elif len(shape["points"]) < 3:
-            broken.add("shapes of fewer than three points", path.name)
-        else:
+        if len(shape["points"]):
             usable.append(shape)
+        else:
+            broken.add("shapes without a point", path.name)
     return usable
 
 

@@ -58,6 +58,46 @@ def test_smaller_shapes_lie_on_larger_ones_whatever_their_order():
     assert (target.sum(), ignore.sum()) == (6, 40 - 6)
 
 
+def test_of_equal_shapes_the_first_of_the_file_lies_on_top():
+    other = [[x + 1, y] for x, y in CORNER]  # columns 3 to 5 on columns 2 to 4
+    for order in (["target", "ignore"], ["ignore", "target"]):
+        shapes = [shape(order[0], CORNER), shape(order[1], other)]
+        target, ignore = paint_shapes(shapes, 8, 12)
+        top, below = (target, ignore) if order[0] == "target" else (ignore, target)
+        assert (top.sum(), below.sum()) == (6, 2) and below[2:4, 5].all()
+
+
+@pytest.mark.parametrize(("points", "pixels"), [([[2, 2]], 1), ([[2, 3], [6, 3]], 5)])
+def test_one_point_is_a_pixel_and_two_are_a_line(points, pixels):
+    target, _ = paint_shapes([shape("target", points)], 8, 12)
+    assert target.sum() == pixels and target[points[-1][1], points[-1][0]]
+
+
+@pytest.mark.parametrize("label", ["target", "Target ", "target2", "targets", "object"])
+def test_whatever_is_not_ignored_is_the_target(tmp_path, label):
+    write(tmp_path, "a", ["what"], [shape(label, TARGET), shape("ignored?", CORNER)])
+    (record,) = load_reasonseg(tmp_path, all_texts=False)
+    assert [mask_util.area(a["segmentation"]) for a in record["annotations"]] == [34, 6]
+    assert record["target_indices"] == [0]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "annotated"),
+    [
+        ([shape("ignore", TARGET)], [1]),
+        ([shape("ignore", CORNER), shape("target", CORNER)], [1]),
+        ([shape("flag", TARGET)], []),
+        ([], []),
+    ],
+)
+def test_an_image_without_target_pixels_asks_for_nothing(tmp_path, shapes, annotated):
+    write(tmp_path, "a", ["what"], shapes)
+    (record,) = load_reasonseg(tmp_path, all_texts=False)
+    assert record["target_indices"] == []
+    assert [a["iscrowd"] for a in record["annotations"]] == annotated
+    assert len(record["ignore_annotations"]) == len(annotated)
+
+
 def test_training_has_all_questions_and_evaluation_the_first(folder):
     records = load_reasonseg(folder, all_texts=True)
     assert [(r["image_id"], r["sent_id"], r["sentence"]) for r in records] == [
@@ -96,14 +136,12 @@ def test_the_size_is_that_of_the_rotated_image(tmp_path):
     ("text", "shapes", "reason"),
     [
         ([" "], [shape("target", TARGET)], "images without a question"),
-        (["what"], [shape("flag", TARGET)], "images without a target"),
-        (["what"], [shape("object", TARGET)], "shapes of an unknown label"),
-        (["what"], [shape("target", TARGET[:2])], "shapes of fewer than three points"),
+        (["what"], [shape("target", TARGET), shape("target", [])], "shapes without a point"),
     ],
 )
 def test_what_cannot_be_used_is_left_out_and_reported(folder, caplog, text, shapes, reason):
     write(folder, "c", text, shapes)
-    assert len(load_reasonseg(folder, all_texts=False)) == 2
+    assert len(load_reasonseg(folder, all_texts=False)) == (3 if text[0].strip() else 2)
     assert reason in caplog.text
     with strict_annotations(), pytest.raises(ValueError, match=reason):
         load_reasonseg(folder, all_texts=False)
