@@ -85,8 +85,10 @@ def test_an_evaluation_continues_the_predictions(predictions, tmp_path):
     name, sha256 = "rose_fixture_two_pictures", "ab" * 32
     store = PredictionStore(copy, prediction_fingerprint(cfg, name, 2, sha256))
     assert store.keys() == ["1", "2"]
-    instances = store.get("2")["instances"]
+    instances = store.get("2")["open_instances"]
     assert instances.image_size == (12, 16) and len(instances.pred_category_names) > 0
     assert instances.pred_masks[0, 3:10, 2:8].all()  # the annotated dog
     # Written as log-probabilities of -5.67.
-    assert store.get("1")["instances"].name_scores[0] == pytest.approx(math.exp(-5.674864768981934))
+    assert store.get("1")["open_instances"].name_scores[0] == pytest.approx(
+        math.exp(-5.674864768981934)
+    )

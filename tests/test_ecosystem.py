@@ -1,24 +1,41 @@
-"""The contract with detectron2 and transformers: their own code on our model and our files."""
+"""The contract with detectron2, panopticapi and transformers: their code on our model and files."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultPredictor, DefaultTrainer
+from detectron2.evaluation import (
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    SemSegEvaluator,
+    inference_on_dataset,
+)
 from detectron2.modeling import build_model
+from detectron2.utils.analysis import FlopCountAnalysis
+from detectron2.utils.visualizer import Visualizer
+from fvcore.nn import flop_count_table
+from panopticapi.combine_semantic_and_instance_predictions import combine_to_panoptic_single_core
+from panopticapi.utils import IdGenerator, rgb2id
 from PIL import Image
+from pycocotools import mask as coco_mask
 from transformers import AutoProcessor, pipeline
 
 from rose_d2.checkpoint.weights import save_weights
+from rose_d2.data.datasets import ade20k, clipart
 from rose_d2.layers.views import model_views
+from rose_d2.structures.category_names import CategoryNames
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 
 
 def same(first, second):
-    assert torch.equal(first["instances"].pred_masks, second["instances"].pred_masks)
-    assert torch.equal(first["instances"].scores, second["instances"].scores)
+    one, other = first["open_instances"], second["open_instances"]
+    assert len(one) and torch.equal(one.pred_masks, other.pred_masks)
+    assert torch.equal(one.scores, other.scores)
     assert torch.equal(first["panoptic_seg"][0], second["panoptic_seg"][0])
 
 
@@ -33,8 +50,10 @@ def test_an_image_alone_is_asked_the_default_question(tiny_cfg, tiny_model, make
         )
         asked = model.stock_inputs.complete({"image": image})
         own = {"image": lmm, "sam_image": sam, "height": 40, "width": 60}
-        (ours,) = model([{**own, **{k: asked[k] for k in ("task", "conversation")}}])
+        words = {key: asked[key] for key in ("task", "conversation", "dataset_name")}
+        (ours,) = model([{**own, **words}])
     assert asked["task"] == "panoptic" and plain["panoptic_seg"][0].shape == (40, 60)
+    assert asked["dataset_name"] == tiny_cfg.DATASETS.TEST[0]
     same(plain, sized)
     same(plain, ours)
     complete = make_input()
@@ -69,6 +88,158 @@ def test_detectron2s_predictor_answers(tiny_cfg, tiny_model, tmp_path):
     output = DefaultPredictor(tiny_cfg)(PIXELS[:, :, ::-1])  # BGR, as OpenCV reads
     assert output["panoptic_seg"][0].shape == (40, 60)
     assert output["instances"].image_size == (40, 60)
+
+
+# What the model is made to see: the hand-made scenes, and something no class is named after.
+SEEN = {
+    (40, 60): [("dog", 12), ("cat", 13), ("sky", 10), ("grass", 11), ("purple chair", None)],
+    (50, 30): [("cats", 21), ("cat", 22), ("grass", 20), ("purple chair", None)],
+}
+
+
+@pytest.fixture
+def seeing_model(scenes, tiny_model, monkeypatch):
+    """A model that draws and names what is annotated in the scenes, and a purple chair in each."""
+    truth = {ids.shape: ids for ids in scenes.ids.values()}
+
+    def masks(shape):
+        chair = np.zeros(shape, dtype=bool)
+        chair[3:9, 1:7] = True
+        return [chair if i is None else truth[shape] == i for _, i in SEEN[shape]]
+
+    def upscale(low_res_masks, view, size):
+        drawn = masks(tuple(size))
+        rows = [drawn[row % len(drawn)] for row in range(len(low_res_masks))]
+        return torch.from_numpy(np.stack(rows)) * 40.0 - 20.0
+
+    model = tiny_model.eval()
+    settings = dataclasses.replace(model.inference.settings, score_thresh=0.0)
+    model.inference.settings = dataclasses.replace(settings, panoptic_score_thresh=0.0)
+    spell = model.inference.category_decoder.generate
+
+    def generate(embeddings, trie=None):
+        decoded = spell(embeddings, trie)
+        (shape,) = [shape for shape, seen in SEEN.items() if len(seen) == len(embeddings)]
+        decoded.names = CategoryNames([name for name, _ in SEEN[shape]])
+        return decoded
+
+    monkeypatch.setattr(model.mask_head, "upscale", upscale)
+    monkeypatch.setattr(model.inference.category_decoder, "generate", generate)
+    return model
+
+
+def read_labels(file_name, dtype):
+    """detectron2's own reader asks NumPy 2 for what it refuses."""
+    with Image.open(file_name) as image:
+        return np.array(image, dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("kind", "task", "make_evaluator", "perfect"),
+    [
+        ("coco", "panoptic", COCOEvaluator, {"bbox": "AP", "segm": "AP"}),
+        ("coco", "instance", COCOEvaluator, {"bbox": "AP", "segm": "AP"}),
+        ("coco_panoptic_seg", "panoptic", COCOPanopticEvaluator, {"panoptic_seg": "PQ"}),
+        ("sem_seg", "semantic", SemSegEvaluator, {"sem_seg": "mIoU"}),
+    ],
+)
+def test_detectron2s_evaluators_take_raw_answers(
+    scenes, tiny_cfg, seeing_model, tmp_path, kind, task, make_evaluator, perfect
+):
+    """With detectron2's own loader and loop; names that fit no class are in the answers too."""
+    tiny_cfg.DATASETS.TEST, tiny_cfg.INPUT.DEFAULT_TASK = (scenes.names[kind],), task
+    tiny_cfg.DATALOADER.NUM_WORKERS = 0
+    stock = build_model(tiny_cfg).stock_inputs
+    seeing_model.stock_inputs = stock
+    options = {"sem_seg_loading_fn": read_labels} if make_evaluator is SemSegEvaluator else {}
+    evaluator = make_evaluator(scenes.names[kind], output_dir=str(tmp_path), **options)
+    loader = build_detection_test_loader(tiny_cfg, scenes.names[kind])
+    with torch.no_grad():
+        answers = [output for item in loader for output in seeing_model(item)]
+    found = [set(output["open_instances"].pred_category_names) for output in answers]
+    assert all("purple chair" in names for names in found)
+    results = inference_on_dataset(seeing_model, loader, evaluator)
+    assert {key: results[key][name] for key, name in perfect.items()} == pytest.approx(
+        dict.fromkeys(perfect, 100.0)
+    )
+
+
+def drawn_texts(picture):
+    return sorted(text.get_text().rsplit(" ", 1)[0] for text in picture.ax.texts)
+
+
+def see(model, shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    with torch.no_grad():
+        (output,) = model([{"image": pixels}])
+    return image, output
+
+
+@pytest.mark.parametrize("shape", list(SEEN))
+def test_detectron2s_visualizer_shows_the_open_names(tiny_cfg, seeing_model, shape):
+    tiny_cfg.DATASETS.TEST = ()
+    seeing_model.stock_inputs = build_model(tiny_cfg).stock_inputs
+    image, output = see(seeing_model, shape)
+    names = sorted(name for name, _ in SEEN[shape])
+    picture = Visualizer(image, output["metadata"])
+    assert drawn_texts(picture.draw_instance_predictions(output["instances"])) == names
+    picture = Visualizer(image, output["metadata"]).draw_panoptic_seg(*output["panoptic_seg"])
+    shown = {text.get_text().removesuffix("%").rstrip(" 0123456789") for text in picture.ax.texts}
+    assert shown == {info["category_name"] for info in output["panoptic_seg"][1]} <= {*names}
+
+
+@pytest.mark.parametrize("task", ["panoptic", "semantic"])
+def test_detectron2s_visualizer_shows_the_classes_of_a_dataset(
+    scenes, tiny_cfg, seeing_model, task
+):
+    tiny_cfg.DATASETS.TEST = (scenes.names["coco_panoptic_seg"],)
+    tiny_cfg.INPUT.DEFAULT_TASK = task
+    seeing_model.stock_inputs = build_model(tiny_cfg).stock_inputs
+    image, output = see(seeing_model, (40, 60))
+    metadata = MetadataCatalog.get(scenes.names["coco_panoptic_seg"])
+    picture = Visualizer(image, metadata).draw_instance_predictions(output["instances"])
+    assert drawn_texts(picture) == ["cat", "dog"]
+    picture = Visualizer(image, metadata)
+    if task == "panoptic":
+        picture = picture.draw_panoptic_seg(*output["panoptic_seg"])
+    else:
+        picture = picture.draw_sem_seg(output["sem_seg"].argmax(dim=0))
+    shown = {text.get_text().split(" ")[0] for text in picture.ax.texts}
+    assert shown == {"dog", "cat", "sky", "grass"}
+
+
+def test_detectron2s_analysis_counts_flops(tiny_model):
+    """The calls of its tools/analyze_model.py for `--tasks flop`."""
+    image = torch.from_numpy(np.ascontiguousarray(PIXELS.transpose(2, 0, 1)))
+    flops = FlopCountAnalysis(tiny_model.eval(), [{"image": image}])
+    assert flops.total() > 1e6 and flops.by_operator()["linear"] > 1e6
+    table = flop_count_table(flops)
+    assert all(f"| {part} " in table for part in ("backbone", "patch_analyzer", "mask_head"))
+
+
+@pytest.mark.parametrize(
+    "categories", [ade20k.panoptic_categories(), clipart.coco_categories(with_stuff=True)]
+)
+def test_panopticapi_takes_written_categories(categories, tmp_path):
+    """What its converters and its visualisation do with them."""
+    by_id = {category["id"]: category for category in categories}
+    thing = next(i for i, category in by_id.items() if category["isthing"])
+    stuff = next(i for i, category in by_id.items() if not category["isthing"])
+    ids = IdGenerator(by_id)
+    colours = [tuple(ids.get_id_and_color(i)[1]) for i in (thing, thing, stuff)]
+    assert len(set(colours)) == 3 and colours[2] == tuple(by_id[stuff]["color"])
+    left = np.zeros((4, 6), dtype=np.uint8, order="F")
+    left[:, :3] = 1
+    rle = {i: coco_mask.encode(np.asfortranarray(m)) for i, m in ((thing, left), (stuff, 1 - left))}
+    segments = {i: [{"category_id": i, "segmentation": rle[i]}] for i in rle}
+    image = {"id": 1, "file_name": "a.jpg", "height": 4, "width": 6}
+    (annotation,) = combine_to_panoptic_single_core(
+        0, [1], {1: image}, {1: segments[thing]}, {1: segments[stuff]}, str(tmp_path), 0.5, 0, by_id
+    )
+    png = rgb2id(np.array(Image.open(tmp_path / "a.png")))
+    written = {info["category_id"]: info["id"] for info in annotation["segments_info"]}
+    assert (png[:, :3] == written[thing]).all() and (png[:, 3:] == written[stuff]).all()
 
 
 def test_detectron2s_trainer_trains(tiny_cfg, make_input, tmp_path):

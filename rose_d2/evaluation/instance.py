@@ -29,6 +29,7 @@ from rose_d2.data.datasets.coco import load_coco_instances
 from rose_d2.data.datasets.registration import registered_entries
 from rose_d2.evaluation.semantic import check_similarity
 from rose_d2.structures.mask_codec import encode_masks
+from rose_d2.structures.segments import found_instances
 from rose_d2.vocabulary.vocabulary import MAPPING_RULES, counts_at
 
 logger = logging.getLogger(__name__)
@@ -118,12 +119,12 @@ class RoseCOCOEvaluator(COCOEvaluator):
         """
         Args:
             inputs: with "image_id".
-            outputs: with "instances" at original size; their `name_scores`, where there are any,
-                are probabilities; `mapped_classes` and `mapping_rules`, where there are any, are
-                those of the most generous level.
+            outputs: see `found_instances`, at original size; their `name_scores`, where there are
+                any, are probabilities; `mapped_classes` and `mapping_rules`, where there are any,
+                are those of the most generous level.
         """
         for sample, output in zip(inputs, outputs, strict=True):
-            rows = self._rows(sample["image_id"], output["instances"])
+            rows = self._rows(sample["image_id"], found_instances(output))
             self._predictions.append({"image_id": sample["image_id"], "instances": rows})
 
     def _rows(self, image_id: int, instances: Instances) -> list[dict[str, Any]]:

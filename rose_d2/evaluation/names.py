@@ -20,6 +20,7 @@ from detectron2.utils.logger import create_small_table
 from rose_d2.evaluation.ground_truth import GroundTruthObjects, load_objects
 from rose_d2.layers.masks import mask_areas, pairwise_intersection
 from rose_d2.modeling.patch_analyzer import ROLES, STUFF_ROLE
+from rose_d2.structures.segments import found_instances
 from rose_d2.vocabulary.vocabulary import MAPPING_RULES, UNMAPPED, CategoryVocabulary, counts_at
 
 logger = logging.getLogger(__name__)
@@ -87,11 +88,11 @@ class CategoryNameEvaluator(DatasetEvaluator):
         """
         Args:
             inputs: with "image_id".
-            outputs: with "instances" at original size; `mapped_classes` and `mapping_rules`,
+            outputs: see `found_instances`, at original size; `mapped_classes` and `mapping_rules`,
                 where there are any, are those of the most generous level.
         """
         for sample_input, output in zip(inputs, outputs, strict=True):
-            instances = output["instances"]
+            instances = found_instances(output)
             classes, rules = self._mapping(instances)
             self._rule_counts.update(rules)
             objects = load_objects(self._samples[sample_input["image_id"]])

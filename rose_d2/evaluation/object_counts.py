@@ -15,6 +15,7 @@ from rose_d2.evaluation.ground_truth import GroundTruthObjects, load_objects
 from rose_d2.layers.masks import pairwise_mask_iou
 from rose_d2.modeling.backbone.lmm import LMMBackbone
 from rose_d2.modeling.meta_arch.rose import ROSE
+from rose_d2.structures.segments import found_instances
 
 # Language-model passes that wait for the one before.
 _PASSES = ("forward", "read_prompt", "run_text")
@@ -67,7 +68,7 @@ def score_by_count(
             start = time.perf_counter()
             (output,) = model([item])
             seconds = time.perf_counter() - start
-        iou, exact = _score(output["instances"], objects, class_names)
+        iou, exact = _score(found_instances(output), objects, class_names)
         scores.append(ImageScore(len(objects), iou, exact, len(passes), seconds))
     return scores
 

@@ -22,6 +22,8 @@ from rose_d2.structures.mask_codec import decode_mask, encode_masks
 DESCRIPTION_NAME = "predictions.json"
 # Outputs that a level of the vocabulary may repeat.
 _HEADLINE_KEYS = ("sem_seg_labels", "panoptic_seg")
+# Keys of an output that say nothing new: the settings and the dataset have them.
+_LEFT_OUT = ("metadata", "non_object_score")
 # Field -> its name on disk, where version 0.1.0 kept log-probabilities under the field's own.
 _RENAMED = {"name_scores": "name_probabilities", "name_score": "name_probability"}
 
@@ -259,7 +261,8 @@ def encode_output(output: Mapping[str, Any], task: str) -> dict[str, Any]:
 
     Masks become RLE, maps of labels or segments one RLE per value, tensors lists of numbers
     (every float32 survives). Of "sem_seg" only the best label of each pixel is kept, which is all
-    an evaluator uses. Levels that are one object are written once.
+    an evaluator uses, and of the instances all that were found; "metadata" is left out. Levels
+    that are one object are written once.
 
     Args:
         output: one item of the model's list of outputs.
@@ -271,9 +274,12 @@ def encode_output(output: Mapping[str, Any], task: str) -> dict[str, Any]:
     Raises:
         ValueError: the output holds something that has no place in a record.
     """
-    output = dict(output)
-    if "sem_seg" in output:
-        output["sem_seg_labels"] = best_labels(output.pop("sem_seg"))
+    output = {key: value for key, value in output.items() if key not in _LEFT_OUT}
+    if "open_instances" in output:
+        output["instances"] = output.pop("open_instances")
+    scores = output.pop("sem_seg", None)
+    if scores is not None and "sem_seg_labels" not in output:
+        output["sem_seg_labels"] = best_labels(scores)
     levels = output.pop("levels", None)
     before = output.pop("before", None)
     record: dict[str, Any] = {"task": task}
@@ -294,8 +300,8 @@ def decode_output(record: Mapping[str, Any]) -> dict[str, Any]:
         record: as written; its "key" and "task" are passed over.
 
     Returns:
-        The output, with "sem_seg_labels" (H, W) in place of "sem_seg". Levels that were one
-        object are one object again.
+        The output, with "sem_seg_labels" (H, W) in place of "sem_seg" and all that was found in
+        "open_instances". Levels that were one object are one object again.
     """
     output: dict[str, Any] = {}
     levels = _decode_levels(record["levels"]) if "levels" in record else {}
@@ -307,7 +313,7 @@ def decode_output(record: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, Mapping) and "level" in value:
             output[key] = levels[value["level"]][key]
         elif key not in ("key", "task"):
-            output[key] = _decode(value)
+            output["open_instances" if key == "instances" else key] = _decode(value)
     return output
 
 
@@ -317,7 +323,7 @@ def best_labels(sem_seg: Tensor) -> Tensor:
     Channels without any score, nearly all of them in a large vocabulary, are not looked at again.
 
     Args:
-        sem_seg: (C + 1, H, W) non-negative scores; the last channel is "no object".
+        sem_seg: (C, H, W) non-negative scores, or (C + 1, H, W) where the last is "no object".
 
     Returns:
         int16 (H, W).

@@ -15,6 +15,7 @@ from rose_d2.data.annotations import read_labels
 from rose_d2.evaluation.predictions import best_labels
 from rose_d2.layers.masks import mask_areas
 from rose_d2.structures.mask_codec import encode_masks
+from rose_d2.structures.segments import found_instances
 
 
 class RoseSemSegEvaluator(SemSegEvaluator):
@@ -70,9 +71,10 @@ class RoseSemSegEvaluator(SemSegEvaluator):
         """
         Args:
             inputs: with "file_name", "height" and "width" of the dataset.
-            outputs: with "sem_seg" (C + 1, H, W), non-negative scores at original size, or
-                "sem_seg_labels" int (H, W), where C is no object; "levels", with
-                "sem_seg_labels" of every level, and "instances" are optional.
+            outputs: at original size, with "sem_seg_labels" int (H, W), where C is no object, or
+                "sem_seg", non-negative scores (C, H, W) or (C + 1, H, W), the last no object;
+                "levels", with "sem_seg_labels" of every level, and instances (see
+                `found_instances`) are optional.
         """
         for sample, output in zip(inputs, outputs, strict=True):
             truth = self._load_labels(sample)
@@ -92,8 +94,8 @@ class RoseSemSegEvaluator(SemSegEvaluator):
             if self._output_dir:
                 drawn = labels.cpu().numpy()
                 self._predictions.extend(self.encode_json_sem_seg(drawn, sample["file_name"]))
-            if "instances" in output:
-                instances = output["instances"]
+            if "instances" in output or "open_instances" in output:
+                instances = found_instances(output)
                 areas = mask_areas(instances.pred_masks)
                 unmapped = areas[instances.pred_classes < 0].sum()
                 self._mask_pixels += np.array([int(areas.sum()), int(unmapped)])

@@ -20,6 +20,7 @@ from rose_d2.modeling.patch_analyzer import ANY_ROLE, STUFF_ROLE, PatchAnalyzer
 from rose_d2.modeling.postprocessing import (
     classes_at,
     instance_inference,
+    known_instances,
     panoptic_inference,
     panoptic_levels,
     referring_inference,
@@ -33,6 +34,7 @@ from rose_d2.vocabulary.vocabulary import (
     CategoryVocabulary,
     VocabularySettings,
     build_vocabulary,
+    with_stuff,
 )
 
 # The leaf of a candidate list for everything that is none of the candidates.
@@ -75,7 +77,7 @@ class Inference:
         self.mask_head = mask_head
         self.category_decoder = category_decoder
         self._make_vocabulary = make_vocabulary
-        self._vocabularies: dict[str, CategoryVocabulary] = {}
+        self._vocabularies: dict[tuple[str, bool], CategoryVocabulary] = {}
         self._last_trie: CandidateTrie | None = None
 
     @classmethod
@@ -213,7 +215,8 @@ class Inference:
         """Look up the classes of the names and write the outputs, in the original size."""
         # A copy, so that masks at full size go with it and do not wait for the batch.
         candidates = Instances(candidates.image_size, **candidates.get_fields())
-        self._classify(candidates, item)
+        vocabulary = self.vocabulary(item.get("dataset_name"), TASKS[item["task"]].gives_stuff)
+        metadata = self._classify(candidates, item, vocabulary)
         candidates.mask_logits = self.mask_head.upscale(
             candidates.low_res_masks, view_size(item), candidates.image_size
         )
@@ -222,7 +225,11 @@ class Inference:
         has_one_answer = TASKS[item["task"]].has_one_answer
         for field in (*_INTERNAL_FIELDS, *(() if has_one_answer else _QUALITY_FIELDS)):
             candidates.remove(field)
-        return self._outputs(candidates, item)
+        output = self._outputs(candidates, item, vocabulary)
+        found = output["instances"]
+        if vocabulary is not None:
+            output["instances"] = known_instances(found, vocabulary.is_thing)
+        return {**output, "open_instances": found, "metadata": metadata}
 
     def _changed(self, logits: torch.Tensor, item: dict) -> torch.Tensor:
         """The mask to be repaired, with what the answer is sure to change; logits (K, H, W)."""
@@ -233,14 +240,23 @@ class Inference:
         kept = torch.where(item["full_prior"].to(logits.device), 1.0, -1.0)
         return torch.where(differs, logits, kept)
 
-    def vocabulary(self, dataset_name: str | None) -> CategoryVocabulary | None:
-        """Classes of a registered dataset, None where no dataset is named."""
+    def vocabulary(
+        self, dataset_name: str | None, gives_stuff: bool = False
+    ) -> CategoryVocabulary | None:
+        """Classes of a registered dataset, None where no dataset is named.
+
+        Args:
+            dataset_name: of the dataset.
+            gives_stuff: whether stuff is asked for, which instance data may know too.
+        """
         if not dataset_name:
             return None
-        if dataset_name not in self._vocabularies:
+        key = dataset_name, gives_stuff
+        if key not in self._vocabularies:
             metadata = MetadataCatalog.get(dataset_name)
-            self._vocabularies[dataset_name] = self._make_vocabulary(metadata)
-        return self._vocabularies[dataset_name]
+            metadata = with_stuff(metadata) if gives_stuff else metadata
+            self._vocabularies[key] = self._make_vocabulary(metadata)
+        return self._vocabularies[key]
 
     def _select(
         self, proposals: QueryProposals, index: int, item: dict, grid: PatchGrid
@@ -271,13 +287,22 @@ class Inference:
             self._last_trie = self.category_decoder.candidate_trie(names)
         return self._last_trie
 
-    def _classify(self, candidates: Instances, item: dict) -> None:
-        """Set `pred_classes` at the headline level and, for dense tasks, what all rules say."""
-        vocabulary = self.vocabulary(item.get("dataset_name"))
+    def _classify(
+        self, candidates: Instances, item: dict, vocabulary: CategoryVocabulary | None
+    ) -> Metadata:
+        """Set `pred_classes` at the headline level and, for dense tasks, what all rules say.
+
+        Returns:
+            What the classes are: the dataset's metadata, or else the names themselves.
+        """
         device = candidates.scores.device
         if vocabulary is None:
-            candidates.pred_classes = torch.full((len(candidates),), -1, device=device)
-            return
+            spelled = list(candidates.pred_category_names)
+            allowed = item["candidates"] if _allowed_names(item) else ()
+            names = list(dict.fromkeys([*allowed, *spelled]))
+            classes = [names.index(name) for name in spelled]
+            candidates.pred_classes = torch.tensor(classes, dtype=torch.long, device=device)
+            return Metadata(thing_classes=names, stuff_classes=names)
         class_ids, rules = vocabulary.map_names(
             list(candidates.pred_category_names),
             candidates.siglip_embeddings if vocabulary.wants_embeddings else None,
@@ -289,8 +314,11 @@ class Inference:
         if TASKS[item["task"]].has_one_answer:
             candidates.remove("mapped_classes")
             candidates.remove("mapping_rules")
+        return MetadataCatalog.get(item["dataset_name"])
 
-    def _outputs(self, candidates: Instances, item: dict) -> dict:
+    def _outputs(
+        self, candidates: Instances, item: dict, vocabulary: CategoryVocabulary | None
+    ) -> dict:
         settings = self.settings
         task = TASKS[item["task"]]
         if task.has_one_answer:
@@ -300,7 +328,6 @@ class Inference:
                 score_threshold=settings.score_thresh,
                 nms_threshold=settings.nms_thresh,
             )
-        vocabulary = self.vocabulary(item.get("dataset_name"))
         output: dict = {"instances": instance_inference(candidates, settings.score_thresh)}
         if task.output == "sem_seg" and vocabulary is not None:
             output |= semantic_inference(

@@ -2,8 +2,8 @@
 
 Candidates are Instances of the original size (H, W) with `scores` (K,), objectness in 0..1;
 `mask_logits` (K, H, W); `pred_category_names` and their probabilities `name_scores`;
-`pred_classes` (K,), -1 where there is no class; `pred_roles` and `pred_patches` (K,). With a
-vocabulary also `mapped_classes` and `mapping_rules`, see `classes_at`.
+`pred_classes` (K,), -1 where a vocabulary has no class; `pred_roles` and `pred_patches` (K,). With
+a vocabulary also `mapped_classes` and `mapping_rules`, see `classes_at`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,22 @@ def instance_inference(candidates: Instances, score_threshold: float) -> Instanc
     instances = binarised(candidates)
     keep = (instances.scores >= score_threshold) & instances.pred_masks.flatten(1).any(dim=1)
     return instances[best_first(instances.scores, keep)]
+
+
+def known_instances(found: Instances, is_thing: Sequence[bool]) -> Instances:
+    """The instances that a dataset knows, which is what detectron2 means by the word.
+
+    Args:
+        found: N instances, whatever their names.
+        is_thing: flag per class of the dataset.
+
+    Returns:
+        Those whose class is a thing, in order; `found` itself where that is all of them.
+    """
+    # The last entry is that of class -1.
+    things = torch.tensor([*is_thing, False], device=found.pred_classes.device)
+    known = things[found.pred_classes]
+    return found if known.all() else found[known]
 
 
 def referring_inference(
@@ -95,7 +111,9 @@ def semantic_inference(
         merge: "max" or "sum" of the candidates of a class.
 
     Returns:
-        sem_seg: float32 (C + 1, H, W) scores at the headline level, the last channel "no object".
+        sem_seg: float32 (C, H, W) scores at the headline level.
+        sem_seg_labels: int16 (H, W), the best class of each pixel, C where "no object" wins.
+        non_object_score: as given.
         levels: level -> {"sem_seg_labels": int16 (H, W), C = no object}, one and the same dict
             for consecutive levels that map no further candidate.
 
@@ -105,7 +123,7 @@ def semantic_inference(
     device = candidates.scores.device
     scores = SemanticScores(candidates.image_size, num_classes, non_object_score, merge, device)
     added = torch.zeros(len(candidates), dtype=torch.bool, device=device)
-    outputs: dict = {"levels": {}}
+    outputs: dict = {"levels": {}, "non_object_score": non_object_score}
     for level in levels:
         classes = classes_at(candidates, level)
         further = (classes >= 0) & ~added
@@ -116,7 +134,7 @@ def semantic_inference(
         outputs["levels"][level] = labels
         added |= further
         if level == headline_level:
-            outputs["sem_seg"] = scores.dense()
+            outputs |= {"sem_seg": scores.dense(), **labels}
     return outputs
 
 
@@ -167,13 +185,8 @@ class SemanticScores:
         self._channels[class_id] = scores if known is None else self._combine(known, scores)
 
     def dense(self) -> Tensor:
-        """All channels.
-
-        Returns:
-            float32 (C + 1, H, W); the last channel is "no object".
-        """
-        sem_seg = torch.zeros((self.num_classes + 1, *self.size), device=self._device)
-        sem_seg[self.num_classes] = self.non_object_score
+        """The channels of all classes, float32 (C, H, W)."""
+        sem_seg = torch.zeros((self.num_classes, *self.size), device=self._device)
         for class_id, scores in self._channels.items():
             sem_seg[class_id] = scores
         return sem_seg
@@ -192,6 +205,26 @@ class SemanticScores:
             best = torch.where(wins, self._channels[class_id], best)
             labels[wins] = class_id
         return labels
+
+
+def semantic_labels(sem_seg: Tensor, non_object_score: float) -> Tensor:
+    """What `SemanticScores.labels` says of scores that were changed since.
+
+    Args:
+        sem_seg: non-negative (C, H, W).
+        non_object_score: constant score of "no object".
+
+    Returns:
+        int16 (H, W), C where "no object" wins.
+    """
+    # Nearly all channels of a large vocabulary are empty.
+    present = (sem_seg.flatten(1).amax(dim=1) > 0).nonzero().flatten()
+    scores = SemanticScores(
+        tuple(sem_seg.shape[1:]), len(sem_seg), non_object_score, device=sem_seg.device
+    )
+    for class_id in present.tolist():
+        scores.add(class_id, sem_seg[class_id])
+    return scores.labels()
 
 
 def panoptic_inference(
@@ -219,8 +252,8 @@ def panoptic_inference(
 
     Returns:
         panoptic_seg: int32 (H, W), 0 where no segment is.
-        segments_info: dicts with id, category_id (-1 without a vocabulary), isthing,
-            category_name, score (the highest of its candidates) and name_score, best first.
+        segments_info: dicts with id, category_id (its `pred_classes`), isthing, category_name,
+            score (the highest of its candidates) and name_score, best first.
     """
     keep = candidates.scores >= score_threshold
     if is_thing is not None:
@@ -239,7 +272,7 @@ def panoptic_inference(
         segments_info.append(
             {
                 "id": len(segments_info) + 1,
-                "category_id": int(candidates.pred_classes[best]) if is_thing is not None else -1,
+                "category_id": int(candidates.pred_classes[best]),
                 "isthing": group.is_thing,
                 "category_name": candidates.pred_category_names[best],
                 "score": float(candidates.scores[best]),

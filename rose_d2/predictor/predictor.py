@@ -23,7 +23,8 @@ class RosePredictor:
     """A trained model, ready for images that belong to no dataset.
 
     detectron2's `DefaultPredictor` hands over the image alone; this one also says what to do
-    with it. Names are free unless candidates are given, so `pred_classes` are -1.
+    with it. Names are free unless candidates are given; `pred_classes` count them, see "metadata"
+    of `ROSE.forward`.
 
     Example:
         >>> predictor = RosePredictor(cfg)

@@ -12,7 +12,7 @@ from rose_d2.modeling.patch_analyzer import STUFF_ROLE
 from rose_d2.prompts.conversation import Conversation
 from rose_d2.prompts.instructions import build_instruction
 from rose_d2.prompts.tasks import CANDIDATE_TASKS, get_task
-from rose_d2.structures.segments import Segment
+from rose_d2.structures.segments import Segment, found_instances
 
 DEFAULT_TASK = "panoptic"
 
@@ -72,7 +72,7 @@ def segments_from_output(
     if kind.output == "panoptic_seg":
         segments = _panoptic_segments(output)
     else:
-        segments = _instance_segments(output["instances"])
+        segments = _instance_segments(found_instances(output))
     if not kind.has_one_answer:
         segments = [segment for segment in segments if segment.score >= min_score]
     return merge_by_name(segments) if kind.output == "sem_seg" else segments

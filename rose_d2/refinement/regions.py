@@ -20,7 +20,7 @@ from rose_d2.prompts.instructions import (
     build_region_instruction,
     normalised_box,
 )
-from rose_d2.structures.segments import NormalisedBox, RefinementRequest
+from rose_d2.structures.segments import NormalisedBox, RefinementRequest, found_instances
 
 TASK = "refinement"
 # Whose box an instruction names: the target's, by the simulated person, or the prior's.
@@ -506,16 +506,15 @@ def better_of_both(answer: dict, prior: Tensor) -> dict:
     Returns:
         The answer, or a copy of it with the prior's mask; its name stays.
     """
-    instances = answer["instances"]
+    instances = found_instances(answer)
     if not len(instances) or not bool((instances.prior_quality > instances.mask_quality)[0]):
         return answer
     masks = prior[None].to(instances.pred_masks.device)
     fields = {**instances.get_fields(), "pred_masks": masks, "pred_boxes": masks_to_boxes(masks)}
-    return {
-        **answer,
-        "ref_seg": masks[0],
-        "instances": Instances(instances.image_size, **fields),
-    }
+    better = Instances(instances.image_size, **fields)
+    # "instances" is empty where the answer's name is no class of the dataset.
+    keys = [k for k in ("instances", "open_instances") if len(answer.get(k, ()))]
+    return {**answer, "ref_seg": masks[0], **dict.fromkeys(keys, better)}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from rose_d2.refinement.regions import (
     refinement_input,
 )
 from rose_d2.refinement.tasks import TASK_REFINEMENTS, TaskRefinement, answer_class, is_answered
+from rose_d2.structures.segments import found_instances
 
 # What the instances say about other levels of the vocabulary than the headline's.
 _LEVEL_FIELDS = ("mapped_classes", "mapping_rules")
@@ -144,16 +145,19 @@ class ROSEWithRefinement(nn.Module):
 
 def _headline_only(output: dict) -> dict:
     """A copy without what other levels of the vocabulary say: refined names have one class."""
-    instances = output["instances"]
-    fields = {k: v for k, v in instances.get_fields().items() if k not in _LEVEL_FIELDS}
     plain = {key: value for key, value in output.items() if key != "levels"}
-    return {**plain, "instances": Instances(instances.image_size, **fields)}
+    for key in ("instances", "open_instances"):
+        if key in plain:
+            fields = plain[key].get_fields().items()
+            kept = {name: value for name, value in fields if name not in _LEVEL_FIELDS}
+            plain[key] = Instances(plain[key].image_size, **kept)
+    return plain
 
 
 def _record(task: TaskRefinement, region: RegionRefinement, answer: dict) -> dict:
     """What became of one region, as numbers and words."""
     answered = is_answered(answer)
-    names = answer["instances"].pred_category_names
+    names = found_instances(answer).pred_category_names
     before = region.iou(region.prior)
     return {
         "situation": region.situation,

@@ -28,7 +28,7 @@ from rose_d2.refinement.regions import (
     refinement_input,
 )
 from rose_d2.refinement.tasks import is_answered
-from rose_d2.structures.segments import SITUATIONS
+from rose_d2.structures.segments import SITUATIONS, found_instances
 
 # How much the priors overlap their objects.
 PRIOR_IOU: IouRange = (0.5, 0.7)
@@ -191,7 +191,7 @@ def _answer(
     for (_, region), output in zip(turns, outputs, strict=True):
         if settings.keep_better and region.prior is not None:
             output = better_of_both(output, region.prior)
-        names = output["instances"].pred_category_names if is_answered(output) else [""]
+        names = found_instances(output).pred_category_names if is_answered(output) else [""]
         yield RefinedObject(
             region.situation,
             region.iou(region.prior),

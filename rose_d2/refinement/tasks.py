@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from rose_d2.evaluation.ground_truth import DatasetGroundTruth
-from rose_d2.evaluation.predictions import best_labels
+from rose_d2.modeling.postprocessing import semantic_labels
 from rose_d2.refinement.regions import (
     RefinementSettings,
     RegionRefinement,
@@ -19,6 +19,7 @@ from rose_d2.refinement.regions import (
     semantic_regions,
 )
 from rose_d2.structures.category_names import CategoryNames
+from rose_d2.structures.segments import found_instances
 
 GROUND_TRUTH = "ground truth"
 EVERY_ANSWER = "every answer"
@@ -71,14 +72,17 @@ class SemanticRefinement:
     def regions(
         self, output: dict, item: dict, truth: DatasetGroundTruth, settings: RefinementSettings
     ) -> list[RegionRefinement]:
-        predicted = best_labels(output["sem_seg"]).long()
+        predicted = output["sem_seg_labels"].long()
         labels = truth.labels(item).to(predicted.device)
         return semantic_regions(predicted, labels, truth.class_names, settings)
 
     def merge(
         self, output: dict, regions: Sequence[RegionRefinement], answers: Sequence[dict]
     ) -> dict:
-        return {**output, "sem_seg": merge_semantic(output["sem_seg"], regions, answers)}
+        hidden = output["non_object_score"]
+        sem_seg = merge_semantic(output["sem_seg"], regions, answers, hidden)
+        labels = semantic_labels(sem_seg, hidden)
+        return {**output, "sem_seg": sem_seg, "sem_seg_labels": labels}
 
 
 class InstanceRefinement:
@@ -89,12 +93,14 @@ class InstanceRefinement:
     def regions(
         self, output: dict, item: dict, truth: DatasetGroundTruth, settings: RefinementSettings
     ) -> list[RegionRefinement]:
-        return instance_regions(output["instances"], truth.objects(item), settings)
+        return instance_regions(found_instances(output), truth.objects(item), settings)
 
     def merge(
         self, output: dict, regions: Sequence[RegionRefinement], answers: Sequence[dict]
     ) -> dict:
-        return {**output, "instances": merge_instances(output["instances"], regions, answers)}
+        found = merge_instances(found_instances(output), regions, answers)
+        # Instance data have no classes of stuff.
+        return {**output, "open_instances": found, "instances": found[found.pred_classes >= 0]}
 
 
 class ReferringRefinement:
@@ -121,7 +127,10 @@ TASK_REFINEMENTS: dict[str, TaskRefinement] = {
 
 
 def merge_semantic(
-    sem_seg: Tensor, regions: Sequence[RegionRefinement], answers: Sequence[dict]
+    sem_seg: Tensor,
+    regions: Sequence[RegionRefinement],
+    answers: Sequence[dict],
+    non_object_score: float,
 ) -> Tensor:
     """Replace, rename and add regions of a score map.
 
@@ -135,22 +144,23 @@ def merge_semantic(
     there, and stay what they were where there is none, for nobody said that nothing is there.
 
     Args:
-        sem_seg: (C + 1, H, W) non-negative scores.
+        sem_seg: (C, H, W) non-negative scores.
         regions: of `semantic_regions`.
         answers: one for each of them.
+        non_object_score: score of "no object".
 
     Returns:
-        (C + 1, H, W).
+        (C, H, W).
     """
     merged = sem_seg.clone()
-    ceiling = float(sem_seg.max())
+    ceiling = max(float(sem_seg.max()), non_object_score)
     pairs = [pair for pair in zip(regions, answers, strict=True) if is_answered(pair[1])]
     for region, answer in sorted(pairs, key=lambda pair: _ORDER.index(pair[0].situation)):
         score = ceiling + float(answer["ref_score"])
         class_id = answer_class(answer)
         if region.situation == "mask":
             class_id = region.position
-            _give_up(merged, class_id, region.prior)
+            _give_up(merged[class_id], region.prior, non_object_score)
         elif region.situation == "category":
             merged[region.class_id][region.prior] = 0
         if class_id >= 0:
@@ -159,10 +169,11 @@ def merge_semantic(
     return merged
 
 
-def _give_up(sem_seg: Tensor, class_id: int, region: Tensor) -> None:
+def _give_up(scores: Tensor, region: Tensor, non_object_score: float) -> None:
     """Take all from a class, in place, except that it still beats "no object" in its region."""
-    least = torch.nextafter(sem_seg[-1], torch.full_like(sem_seg[-1], torch.inf))
-    sem_seg[class_id] = torch.where(region, torch.minimum(sem_seg[class_id], least), 0)
+    hidden = torch.full_like(scores, non_object_score)
+    least = torch.nextafter(hidden, torch.full_like(scores, torch.inf))
+    scores.copy_(torch.where(region, torch.minimum(scores, least), 0))
 
 
 def merge_instances(
@@ -182,7 +193,7 @@ def merge_instances(
     if not pairs:
         return instances
     rows = [region.position for region, _ in pairs]
-    new = Instances.cat([_plain(answer["instances"], instances) for _, answer in pairs])
+    new = Instances.cat([_plain(found_instances(answer), instances) for _, answer in pairs])
     fields = {
         name: _with_rows(value, rows, new.get(name)) if name != "scores" else value
         for name, value in instances.get_fields().items()
@@ -212,7 +223,7 @@ def is_answered(answer: dict) -> bool:
 
 def answer_class(answer: dict) -> int:
     """Class of the answer's generated name, -1 where it fits none."""
-    classes = answer["instances"].pred_classes
+    classes = found_instances(answer).pred_classes
     return int(classes[0]) if len(classes) else -1
 
 

@@ -81,8 +81,9 @@ def predicted_segments(
     Raises:
         ValueError: the output is one of another task.
     """
-    # Saved predictions have the labels of "sem_seg" and not its scores.
-    needed = TASKS[task].output if task != "semantic" else "sem_seg_labels"
+    # Saved predictions have neither the scores of "sem_seg" nor a selection of the instances.
+    saved = {"semantic": "sem_seg_labels", "instance": "open_instances"}
+    needed = saved.get(task, TASKS[task].output)
     if needed not in output:
         raise ValueError(
             f"The predictions have no {needed!r}, only {', '.join(output)}; they were made for "
@@ -91,7 +92,7 @@ def predicted_segments(
     if task == "semantic":
         return _segments_of_labels(output["sem_seg_labels"], metadata)
     if task == "instance":
-        return _segments_of_instances(output["instances"], score_threshold)
+        return _segments_of_instances(output[needed], score_threshold)
     if task == "panoptic":
         return _segments_of_panoptic(*output["panoptic_seg"])
     mask = output["ref_seg"].bool()[None]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from detectron2.structures import Instances
 
 NormalisedBox = tuple[int, int, int, int]
 SITUATIONS = ("mask", "category", "missed")
@@ -30,6 +33,15 @@ class Segment:
     score: float
     name_score: float | None = None
     is_thing: bool = True
+
+
+def found_instances(output: Mapping[str, Any]) -> Instances:
+    """All that an output holds, whatever its name; "instances" may be a part of it.
+
+    Args:
+        output: one item of the model's list of outputs, or one that has "instances" alone.
+    """
+    return output["open_instances"] if "open_instances" in output else output["instances"]
 
 
 @dataclass(frozen=True)

@@ -365,6 +365,32 @@ def class_lists(metadata: Metadata) -> ClassLists:
     return ClassLists(names, is_thing, synonyms)
 
 
+def with_stuff(metadata: Metadata) -> Metadata:
+    """The metadata as a question about things and stuff takes them.
+
+    Args:
+        metadata: of a registered dataset.
+
+    Returns:
+        For instance data whose `stuff_classes` list all classes, things first: metadata of the
+        panoptic kind. Otherwise the metadata themselves.
+    """
+    things = list(metadata.get("thing_classes", None) or ())
+    classes = list(metadata.get("stuff_classes", None) or ())
+    is_instance = metadata.get("evaluator_type", None) == "coco"
+    if not is_instance or len(classes) <= len(things) or classes[: len(things)] != things:
+        return metadata
+    synonyms = metadata.get("class_synonyms", None)
+    rest: list[list[str]] = [[] for _ in classes[len(things) :]]
+    return Metadata(
+        evaluator_type="coco_panoptic_seg",
+        thing_classes=things,
+        stuff_classes=classes,
+        thing_dataset_id_to_contiguous_id={index: index for index in range(len(things))},
+        class_synonyms=None if synonyms is None else [*synonyms, *rest],
+    )
+
+
 def _require_classes(metadata: Metadata, key: str) -> list[str]:
     names = metadata.get(key, None)
     if not names:

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from detectron2.data import Metadata
 from detectron2.structures import Boxes, Instances
 
 from rose_d2.data.build import sample_key
@@ -34,7 +35,9 @@ def make_output(seed=0, size=(13, 17), count=3):
         pred_patches=torch.arange(count) * 7,
     )
     return {
-        "instances": instances,
+        "instances": instances[:1],
+        "open_instances": instances,
+        "metadata": Metadata(thing_classes=["dog"]),
         "sem_seg": torch.rand(6, *size, generator=generator),
         "panoptic_seg": (
             labels.int(),
@@ -67,9 +70,9 @@ def assert_equal_instances(found, given):
 def test_every_number_survives():
     output = make_output()
     found = through_json(output)
-    assert_equal_instances(found["instances"], output["instances"])
+    assert_equal_instances(found["open_instances"], output["open_instances"])
     assert torch.equal(found["sem_seg_labels"], output["sem_seg"].argmax(dim=0).short())
-    assert "sem_seg" not in found
+    assert not {"sem_seg", "instances", "metadata"} & set(found)
     assert torch.equal(found["panoptic_seg"][0], output["panoptic_seg"][0])
     assert found["panoptic_seg"][0].dtype == torch.int32
     assert found["panoptic_seg"][1] == output["panoptic_seg"][1]
@@ -78,9 +81,10 @@ def test_every_number_survives():
 
 
 def test_an_output_without_predictions_survives():
-    output = {"instances": make_output(count=0)["instances"], "ref_seg": torch.zeros(4, 5).bool()}
+    nothing = make_output(count=0)["open_instances"]
+    output = {"instances": nothing, "ref_seg": torch.zeros(4, 5).bool()}
     found = through_json(output, "referring")
-    assert_equal_instances(found["instances"], output["instances"])
+    assert_equal_instances(found["open_instances"], nothing)
     assert torch.equal(found["ref_seg"], output["ref_seg"])
 
 

@@ -77,7 +77,7 @@ class TestCandidates:
     def test_every_output_is_a_candidate(self, model, make_input, task):
         item = make_input(task, candidates=CANDIDATES, dataset_name=None)
         (output,) = run(model, item)
-        names = set(output["instances"].pred_category_names)
+        names = set(output["open_instances"].pred_category_names)
         assert names and names <= set(CANDIDATES)
         decoder = model.inference.category_decoder
         assert decoder.candidate_trie(CANDIDATES).longest > decoder.max_tokens
@@ -88,43 +88,51 @@ class TestCandidates:
         outputs = run(model, *[make_input(candidates=names) for names in lists])
         # Images with the same ones are named together.
         assert [trie.names for trie in tries] == [(*names, "other") for names in lists[:2]]
-        assert [len(output["instances"]) > 0 for output in outputs] == [True, False, True, True]
+        assert [len(output["open_instances"]) > 0 for output in outputs] == [
+            True,
+            False,
+            True,
+            True,
+        ]
 
     def test_a_batch_is_named_as_its_images_are_alone(self, model, make_input):
         items = [make_input(), make_input("panoptic"), make_input("referring")]
         items.append(make_input(candidates=["dog", "zebra crossing"]))
         for item, together in zip(items, run(model, *items), strict=True):
             (alone,) = run(model, item)
-            pairs = (o["instances"] for o in (alone, together))
+            pairs = (o["open_instances"] for o in (alone, together))
             for names in zip(*(instances.pred_category_names for instances in pairs), strict=True):
                 assert names[0] == names[1]
             torch.testing.assert_close(
-                alone["instances"].name_scores, together["instances"].name_scores
+                alone["open_instances"].name_scores, together["open_instances"].name_scores
             )
 
     def test_other_drops_out_unless_it_is_a_candidate_itself(self, model, make_input):
         spell(model, "other", "dog")
         (output,) = run(model, make_input(candidates=["dog"]))
-        assert set(output["instances"].pred_category_names) == {"dog"}
+        assert set(output["open_instances"].pred_category_names) == {"dog"}
         (output,) = run(model, make_input(candidates=["dog", "other"]))
-        assert set(output["instances"].pred_category_names) == {"dog", "other"}
+        assert set(output["open_instances"].pred_category_names) == {"dog", "other"}
 
     def test_without_candidates_names_are_free(self, model, make_input):
         (output,) = run(model, make_input(dataset_name=None))
-        assert not set(output["instances"].pred_category_names) & {*CANDIDATES, "other"}
+        assert not set(output["open_instances"].pred_category_names) & {*CANDIDATES, "other"}
 
     def test_a_referring_answer_does_not_depend_on_candidates(self, model, make_input):
         plain, given = run(
             model, make_input("referring"), make_input("referring", candidates=["zebra"])
         )
         assert torch.equal(plain["ref_seg"], given["ref_seg"])
-        assert len(given["instances"]) == 1
-        assert plain["instances"].pred_category_names == given["instances"].pred_category_names
+        assert len(given["open_instances"]) == 1
+        assert (
+            plain["open_instances"].pred_category_names
+            == given["open_instances"].pred_category_names
+        )
 
     def test_a_refined_region_takes_one_of_the_candidates(self, model, make_input):
         seen = spell(model, "zebra")
         (output,) = run(model, make_input("refinement", candidates=["zebra", "dog"]))
-        assert list(output["instances"].pred_category_names) == ["zebra"]
+        assert list(output["open_instances"].pred_category_names) == ["zebra"]
         # "other" is no way out, since there has to be an answer.
         assert seen[0].names == ("zebra", "dog")
 
@@ -140,15 +148,56 @@ class TestOutputs:
     )
     def test_instances_carry_no_logits(self, model, make_input, task, fields):
         (output,) = run(model, make_input(task))
-        assert set(output["instances"].get_fields()) == fields
-        assert output["instances"].pred_masks.dtype == torch.bool
+        assert set(output["open_instances"].get_fields()) == fields
+        assert output["open_instances"].pred_masks.dtype == torch.bool
 
     def test_without_a_vocabulary_there_are_no_levels(self, model, make_input):
         for task in ("semantic", "panoptic", "instance"):
             (output,) = run(model, make_input(task, dataset_name=None))
             assert "levels" not in output and "sem_seg" not in output
-            assert set(output["instances"].get_fields()) == FIELDS
-            assert (output["instances"].pred_classes == -1).all()
+            instances = output["instances"]
+            assert instances is output["open_instances"] and len(instances) > 0
+            assert set(instances.get_fields()) == FIELDS
+            names = output["metadata"].thing_classes
+            assert names is output["metadata"].stuff_classes and len(names) == len(set(names))
+            classes = instances.pred_classes.tolist()
+            assert [names[k] for k in classes] == list(instances.pred_category_names)
+
+    def test_candidates_are_the_first_open_classes(self, model, make_input):
+        spell(model, "dog", "zebra", "other")
+        candidates = ["zebra", "sky", "dog"]
+        (output,) = run(model, make_input(candidates=candidates, dataset_name=None))
+        assert output["metadata"].thing_classes == candidates
+        names = [candidates[k] for k in output["instances"].pred_classes]
+        assert names == list(output["instances"].pred_category_names)
+        assert set(names) == {"dog", "zebra"}
+
+    def test_the_instances_of_a_dataset_are_its_things(self, model, make_input, panoptic_dataset):
+        change(model, nms_thresh=1.0)
+        spell(model, "dog", "grass", "blob", "red car")
+        (output,) = run(model, make_input("panoptic", dataset_name=panoptic_dataset))
+        names = list(output["open_instances"].pred_category_names)
+        assert set(names) == {"dog", "grass", "blob", "red car"}
+        known = [name for name in names if name in ("dog", "red car")]
+        assert list(output["instances"].pred_category_names) == known
+        assert output["metadata"] is MetadataCatalog.get(panoptic_dataset)
+        (output,) = run(model, make_input())  # without stuff
+        assert output["metadata"].get("stuff_classes", None) is None
+        assert set(output["instances"].pred_category_names) == {"dog", "red car"}
+
+    def test_panoptic_answers_know_the_stuff_of_instance_data(self, model, make_input):
+        metadata = MetadataCatalog.get("rose_test_toy_instance")
+        things = ["dog", "red car"]
+        metadata.set(thing_classes=things, stuff_classes=[*things, "grass"], evaluator_type="coco")
+        spell(model, "grass", "dog")
+        try:
+            item = make_input("panoptic", dataset_name="rose_test_toy_instance")
+            (output,) = run(model, item)
+        finally:
+            MetadataCatalog.remove("rose_test_toy_instance")
+        kinds = {(info["category_id"], info["isthing"]) for info in output["panoptic_seg"][1]}
+        assert (2, False) in kinds <= {(2, False), (0, True)}
+        assert set(output["instances"].pred_classes.tolist()) == {0}
 
     def test_classes_by_any_rule_and_at_the_headline_level(
         self, model, make_input, panoptic_dataset
@@ -156,7 +205,7 @@ class TestOutputs:
         change(model, headline_level="exact", nms_thresh=1.0)
         spell(model, "Dogs", "grass", "blob")
         (output,) = run(model, make_input("panoptic", dataset_name=panoptic_dataset))
-        instances = output["instances"]
+        instances = output["open_instances"]
         assert len(instances) >= 3
         expected = {
             "Dogs": (0, "normalised", -1),
@@ -181,8 +230,11 @@ class TestOutputs:
             assert list(levels)[:3] == ["exact", "normalised", "synonym"]
             assert panoptic["panoptic_seg"] is levels[level]["panoptic_seg"]
             labels = semantic["levels"][level]["sem_seg_labels"]
-            assert labels.shape == (96, 128)
-            assert torch.equal(labels.long(), semantic["sem_seg"].argmax(dim=0))
+            assert labels.shape == (96, 128) and labels is semantic["sem_seg_labels"]
+            best, classes = semantic["sem_seg"].max(dim=0)
+            found = best >= semantic["non_object_score"]
+            assert torch.equal(labels.long(), torch.where(found, classes, 3))
+            assert len(semantic["sem_seg"]) == 3
             assert levels["normalised"] is levels["synonym"] is not levels["exact"]
             assert semantic["levels"]["normalised"] is semantic["levels"]["synonym"]
 
@@ -190,6 +242,7 @@ class TestOutputs:
         class Recorder:
             seen = None
             wants_embeddings = False
+            is_thing = ()
 
             def map_names(self, names, embeddings=None):
                 self.seen = embeddings
@@ -201,7 +254,7 @@ class TestOutputs:
         assert recorder.seen is None
         recorder.wants_embeddings = True
         (output,) = run(model, make_input())
-        assert recorder.seen.shape == (len(output["instances"]), 16)
+        assert recorder.seen.shape == (len(output["open_instances"]), 16)
 
 
 class TestOrder:
@@ -209,7 +262,7 @@ class TestOrder:
     def test_leaving_out_candidates_early_changes_no_output(
         self, model, make_input, task, monkeypatch, panoptic_dataset
     ):
-        scores = run(model, make_input())[0]["instances"].scores
+        scores = run(model, make_input())[0]["open_instances"].scores
         middle = float(scores.sort().values[len(scores) // 2])
         change(model, score_thresh=middle, non_object_score=middle, panoptic_score_thresh=middle)
         spell(model, "Dogs")
@@ -217,10 +270,13 @@ class TestOrder:
         (early,) = run(model, item)
         monkeypatch.setattr(InferenceSettings, "objectness_floor", lambda *_: 0.0)
         (late,) = run(model, item)
-        assert 0 < len(early["instances"]) < len(scores)
-        assert early["instances"].pred_patches.tolist() == late["instances"].pred_patches.tolist()
+        assert 0 < len(early["open_instances"]) < len(scores)
+        assert (
+            early["open_instances"].pred_patches.tolist()
+            == late["open_instances"].pred_patches.tolist()
+        )
         if task == "semantic":
-            assert torch.equal(early["sem_seg"].argmax(dim=0), late["sem_seg"].argmax(dim=0))
+            assert torch.equal(early["sem_seg_labels"], late["sem_seg_labels"])
         if task == "panoptic":
             assert torch.equal(early["panoptic_seg"][0], late["panoptic_seg"][0])
 
@@ -247,7 +303,7 @@ class TestOrder:
         del model.inference.category_decoder.generate
         spell(model, *[f"dog {number}" for number in range(36)])
         (many,) = run(model, make_input())
-        assert len(one["instances"]) < len(many["instances"])
+        assert len(one["open_instances"]) < len(many["open_instances"])
 
 
 @pytest.fixture

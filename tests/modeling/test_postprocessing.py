@@ -12,6 +12,7 @@ from rose_d2.modeling.postprocessing import (
     pixel_scores,
     referring_inference,
     semantic_inference,
+    semantic_labels,
 )
 
 LEVELS = ("exact", "normalised", "synonym", "hyponym", "hypernym")
@@ -131,7 +132,7 @@ class TestScores:
             scores.add(class_id, row)
         assert torch.equal(
             scores.dense(),
-            torch.tensor([[[0.4, 0.5, 0.3, 0.0]], [[0.0, 0.0, 0.35, 0.0]], [[0.05] * 4]]),
+            torch.tensor([[[0.4, 0.5, 0.3, 0.0]], [[0.0, 0.0, 0.35, 0.0]]]),
         )
         assert scores.labels().dtype == torch.int16
         assert scores.labels().tolist() == [[0, 0, 1, 2]]
@@ -160,7 +161,10 @@ class TestScores:
         for class_id in (31, 4, 4, 17, 0, 31):
             # Few values, so that scores often tie.
             scores.add(class_id, torch.randint(0, 5, (8, 9), generator=generator) / 5)
-        assert torch.equal(scores.labels().long(), scores.dense().argmax(dim=0))
+        best, classes = scores.dense().max(dim=0)
+        expected = torch.where(best >= 0.3, classes, 40)
+        assert (expected == 40).any() and torch.equal(scores.labels().long(), expected)
+        assert torch.equal(semantic_labels(scores.dense(), 0.3), scores.labels())
 
     def test_unknown_merge_is_refused(self):
         with pytest.raises(ValueError, match="'mean'.*'max' or 'sum'"):
@@ -201,17 +205,18 @@ class TestSemanticLevels:
 
     def test_scores_are_those_of_the_headline_level(self, outputs):
         sem_seg = outputs["sem_seg"]
-        assert sem_seg.shape == (4, 2, 4)
+        assert sem_seg.shape == (3, 2, 4)
         assert (sem_seg[0] == 0).all()
         expected = torch.tensor([0.0, 0.45, 0.45, 0.0])
         torch.testing.assert_close(sem_seg[1, 0], expected, atol=1e-6, rtol=0)
-        assert (sem_seg[3] == 0.05).all()
+        assert outputs["non_object_score"] == 0.05
         labels = outputs["levels"]["synonym"]["sem_seg_labels"]
+        assert labels is outputs["sem_seg_labels"]
         assert torch.equal(labels.long(), sem_seg.argmax(dim=0))
 
     def test_without_candidates_everything_is_no_object(self, make_candidates):
         outputs = semantic_inference(make_candidates(rules=[]), LEVELS, "exact", 3, 0.05)
-        assert (outputs["sem_seg"].argmax(dim=0) == 3).all()
+        assert not outputs["sem_seg"].any() and (outputs["sem_seg_labels"] == 3).all()
         assert (outputs["levels"]["hypernym"]["sem_seg_labels"] == 3).all()
         assert len({id(level) for level in outputs["levels"].values()}) == 1
 

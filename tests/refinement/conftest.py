@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 from torch import nn
 
 from rose_d2.layers.masks import masks_to_boxes
+from rose_d2.modeling.postprocessing import semantic_labels
 from rose_d2.prompts.conversation import Conversation
 from rose_d2.structures.category_names import CategoryNames
 
@@ -41,6 +42,12 @@ def make_instances(*rows):
         pred_category_names=CategoryNames([CLASSES[class_id] for _, class_id, _ in rows]),
         name_scores=torch.ones(len(rows)),
     )
+
+
+def semantic_output(sem_seg):
+    """What the model says beside its scores (C, H, W)."""
+    labels = semantic_labels(sem_seg, 0.05)
+    return {"sem_seg": sem_seg, "sem_seg_labels": labels, "non_object_score": 0.05}
 
 
 class ScriptedModel(nn.Module):
@@ -142,5 +149,11 @@ def make_item(datasets):
 def scene():
     """What tests draw with."""
     return SimpleNamespace(
-        dog=DOG, cat=CAT, box=box_mask, instances=make_instances, model=ScriptedModel, size=SIZE
+        dog=DOG,
+        cat=CAT,
+        box=box_mask,
+        instances=make_instances,
+        semantic=semantic_output,
+        model=ScriptedModel,
+        size=SIZE,
     )

@@ -98,16 +98,15 @@ def test_the_answer_is_looked_for_in_the_box_unless_told_otherwise(
 
 
 def test_missed_shows_no_prior_but_the_box_of_the_ground_truth(scene, make_item):
-    sem_seg = torch.zeros(4, *scene.size)
-    sem_seg[3] = 0.05
+    sem_seg = torch.zeros(3, *scene.size)
     sem_seg[1][scene.cat], sem_seg[2][~scene.cat & ~scene.dog] = 0.9, 0.9
-    first = {"sem_seg": sem_seg, "instances": scene.instances((scene.cat, 1, 0.9))}
+    first = {**scene.semantic(sem_seg), "instances": scene.instances((scene.cat, 1, 0.9))}
     model = scene.model(first, [(scene.dog, 0, 0.5)])
     (output,) = wrap(model)([make_item("semantic")])
     (turn,) = model.turns
     assert not turn["prior_mask"].any()
     assert "[0, 0, 333, 500]" in turn["conversation"].instruction
-    assert torch.equal(output["sem_seg"].argmax(dim=0) == 0, scene.dog)
+    assert torch.equal(output["sem_seg_labels"] == 0, scene.dog)
     assert torch.equal(output["before"]["sem_seg"], sem_seg)
     assert [r["situation"] for r in output["refinements"]] == ["missed"]
     assert output["refinements"][0]["target_class"] == 0
@@ -115,10 +114,9 @@ def test_missed_shows_no_prior_but_the_box_of_the_ground_truth(scene, make_item)
 
 def test_semantic_names_are_the_first_of_a_list(scene, make_item):
     """The cat's region is called by the class "dog, hound", and the dog is missed."""
-    sem_seg = torch.zeros(4, *scene.size)
-    sem_seg[3] = 0.05
+    sem_seg = torch.zeros(3, *scene.size)
     sem_seg[0][scene.cat], sem_seg[2][~scene.cat] = 0.9, 0.9
-    first = {"sem_seg": sem_seg, "instances": scene.instances((scene.cat, 0, 0.9))}
+    first = {**scene.semantic(sem_seg), "instances": scene.instances((scene.cat, 0, 0.9))}
     model = scene.model(first, [(scene.dog, 0, 0.5), (scene.cat, 1, 0.5)])
     wrap(model, worst_classes=2)([make_item("semantic")])
     assert "wrongly predicted as dog," in model.turns[1]["conversation"].instruction
@@ -220,8 +218,11 @@ def test_a_real_model_refines_its_own_answers(tiny_model, make_item):
     first, second = wrap(tiny_model, max_instances=3, rounds=2)(
         [make_item("instance"), make_item("semantic", image_id=2)]
     )
-    assert len(first["instances"]) == len(first["before"]["instances"])
-    assert second["sem_seg"].shape == (4, 40, 60)
+    assert len(first["open_instances"]) == len(first["before"]["open_instances"]) > 0
+    known = first["open_instances"].pred_classes
+    assert first["instances"].pred_classes.tolist() == known[known >= 0].tolist()
+    assert second["sem_seg"].shape == (3, 40, 60)
+    assert second["sem_seg_labels"].shape == (40, 60)
     for output in (first, second):
         assert {r["round"] for r in output["refinements"]} <= {1, 2}
 

@@ -1,15 +1,21 @@
+from functools import partial
+
 import torch
 from detectron2.structures import Boxes, Instances
 
 from rose_d2.layers.masks import masks_to_boxes
+from rose_d2.modeling.postprocessing import semantic_labels
+from rose_d2.refinement import tasks
 from rose_d2.refinement.regions import RegionRefinement
-from rose_d2.refinement.tasks import merge_instances, merge_referring, merge_semantic
+from rose_d2.refinement.tasks import merge_instances, merge_referring
 from rose_d2.structures.category_names import CategoryNames
 
 SIZE = (4, 6)
 
 
 EMPTY = torch.zeros(SIZE, dtype=torch.bool)
+NON_OBJECT = 0.05
+merge_semantic = partial(tasks.merge_semantic, non_object_score=NON_OBJECT)
 
 
 def columns(first, end):
@@ -37,16 +43,15 @@ def region(situation, prior, position, class_id=-1):
 
 
 def scores(*channels):
-    """Dog (0), cat (1), sky (2) and 0.05 of "no object"; columns of each with a score."""
-    sem_seg = torch.zeros(4, *SIZE)
-    sem_seg[3] = 0.05
+    """Dog (0), cat (1) and sky (2); columns of each with a score."""
+    sem_seg = torch.zeros(3, *SIZE)
     for class_id, first, end, score in channels:
         sem_seg[class_id, :, first:end] = score
     return sem_seg
 
 
 def labels(sem_seg):
-    return sem_seg.argmax(dim=0)[0].tolist()
+    return semantic_labels(sem_seg, NON_OBJECT)[0].tolist()
 
 
 def test_mask_replaces_the_channel_whatever_the_answer_is_called():

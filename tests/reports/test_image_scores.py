@@ -58,7 +58,7 @@ def test_true_answer_is_the_target_of_the_sentence(scenes):
 def test_predicted_instances_are_those_above_the_score(scenes, instances_from):
     ids = scenes.ids[1]
     rows = [(ids == 12, "puppy", 0, 0.8), (ids == 13, "cat", 1, 0.4)]
-    output = {"instances": instances_from(ids, rows)}
+    output = {"open_instances": instances_from(ids, rows)}
     shown = predicted_segments(output, "instance", metadata(scenes, "coco"), 0.5)
     assert shown.names == ["puppy"]
     assert shown.scores == [pytest.approx(0.8)]
@@ -88,7 +88,7 @@ def test_predicted_answer(scenes):
 
 
 def test_predictions_of_another_task_are_refused(scenes):
-    with pytest.raises(ValueError, match="have no 'instances', only ref_seg"):
+    with pytest.raises(ValueError, match="have no 'open_instances', only ref_seg"):
         predicted_segments({"ref_seg": None}, "instance", metadata(scenes, "coco"), 0.5)
 
 

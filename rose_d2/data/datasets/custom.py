@@ -205,7 +205,9 @@ def register_custom_labels(
         "stuff_classes": classes,
         "stuff_colors": distinct_colors(len(classes)),
         "stuff_dataset_id_to_contiguous_id": {i: i for i in range(len(classes))},
-        "thing_classes": [entry.name for entry in listed if not entry.is_stuff],
+        # By class, as detectron2's Visualizer looks them up.
+        "thing_classes": ["" if entry.is_stuff else entry.name for entry in listed],
+        "thing_colors": distinct_colors(len(classes)),
         "label_colors": [entry.colour for entry in listed] if listed[0].colour else None,
     }
     register(

@@ -144,7 +144,7 @@ class ROSE(nn.Module):
                 * prior_mask: float (1, I, I), 0 or 1 (optional), see `RefinementPrompt`;
                 * conversation, task, height, width (the original size); where they are missing in
                   evaluation, INPUT.DEFAULT_TASK is asked, and both views are made of `image`;
-                * dataset_name: fixes the vocabulary (optional at inference);
+                * dataset_name: fixes the classes (optional at inference: names are open without);
                 * candidates: the only names that decoding may spell; dense candidates that fit none
                   of them drop out (optional, inference). Listing them to the model as well is
                   the conversation's business;
@@ -161,18 +161,25 @@ class ROSE(nn.Module):
         Returns:
             In training, scalars by loss name. Otherwise B dicts at the original size:
 
-            * "instances": Instances with pred_masks (N, H, W), pred_boxes, scores, pred_classes
-              (at the level TEST.VOCABULARY.LEVEL; -1: no class), pred_category_names,
-              name_scores (probabilities, the geometric mean over a name's tokens), pred_roles,
-              pred_patches; for dense tasks with a vocabulary also mapped_classes (by any rule)
-              and mapping_rules (indices into MAPPING_RULES);
-            * "sem_seg": (C + 1, H, W) scores (semantic task, with a vocabulary);
+            * "open_instances": all that was found, whatever its name: Instances with pred_masks
+              (N, H, W), pred_boxes, scores, pred_classes (at the level TEST.VOCABULARY.LEVEL; -1:
+              the dataset has no class of this name), pred_category_names, name_scores
+              (probabilities, the geometric mean over a name's tokens), pred_roles, pred_patches;
+              for dense tasks with a vocabulary also mapped_classes (by any rule) and mapping_rules
+              (indices into MAPPING_RULES);
+            * "instances": those of them that are things of the dataset, as detectron2's evaluators
+              and Visualizer want them; all of them without a dataset;
+            * "metadata": what the classes are, for detectron2's Visualizer. Those of the dataset;
+              without one thing_classes and stuff_classes are the names in this image (the
+              candidates first) and pred_classes and category_id count them;
+            * "sem_seg": (C, H, W) scores, and "sem_seg_labels": int16 (H, W), C where "no object",
+              whose score is "non_object_score", beats them all (semantic task, with a vocabulary);
             * "panoptic_seg": (id map (H, W), segments_info) (panoptic task);
             * "levels": what counts at each level of name mapping (both tasks, with a
               vocabulary): level -> {"sem_seg_labels": int16 (H, W), C = no object} or
               {"panoptic_seg"}, one dict for consecutive levels that do not differ;
-            * "ref_seg" (H, W) bool, "ref_patch", "ref_score" (tasks with one answer; "instances"
-              then has mask_quality and prior_quality, see `DrawnMasks`);
+            * "ref_seg" (H, W) bool, "ref_patch", "ref_score" (tasks with one answer; instances
+              then have mask_quality and prior_quality, see `DrawnMasks`);
             * "text": the response, if TEST.GENERATE_RESPONSE.
         """
         if self.training:

@@ -83,7 +83,7 @@ def test_label_pngs_in_one_call(labels, caplog):
     register_custom_labels(NAME, labels / "images", labels / "labels", labels / "classes.txt")
     metadata = MetadataCatalog.get(NAME)
     assert metadata.stuff_classes == ["traffic light", "sky"]
-    assert metadata.thing_classes == ["traffic light"]
+    assert metadata.thing_classes == ["traffic light", ""]
     (record,) = DatasetCatalog.get(NAME)
     assert (record["image_id"], record["height"], record["width"]) == ("a", 6, 8)
     assert "1 images without a label PNG (first: b.jpg)" in caplog.text

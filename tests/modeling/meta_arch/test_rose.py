@@ -117,14 +117,14 @@ def test_outputs_follow_the_task_and_the_original_size(tiny_model, make_input):
     tiny_model.inference.settings = _keep_all(tiny_model.inference.settings)
     with torch.no_grad():
         panoptic, referring = tiny_model([make_input("panoptic"), make_input("referring")])
-    assert panoptic["instances"].pred_masks.shape[1:] == (96, 128)
+    assert panoptic["open_instances"].pred_masks.shape[1:] == (96, 128)
     seg, segments = panoptic["panoptic_seg"]
     assert seg.shape == (96, 128)
     assert {info["id"] for info in segments} == set(seg.unique().tolist()) - {0}
     assert referring["ref_seg"].shape == (96, 128)
     assert 0 <= referring["ref_patch"] < 36
-    assert len(referring["instances"]) == 1
-    scores = panoptic["instances"].scores
+    assert len(referring["open_instances"]) == 1
+    scores = panoptic["open_instances"].scores
     assert scores.tolist() == sorted(scores.tolist(), reverse=True)
 
 
@@ -132,9 +132,10 @@ def test_unknown_names_have_no_class_and_candidates_constrain_names(tiny_model, 
     tiny_model.eval()
     tiny_model.inference.settings = _keep_all(tiny_model.inference.settings)
     with torch.no_grad():
-        (free,) = tiny_model([make_input("instance", dataset_name=None)])
+        (free,) = tiny_model([make_input("instance")])
         (chosen,) = tiny_model([make_input("instance", candidates=["dog", "tree"])])
-    assert set(free["instances"].pred_classes.tolist()) <= {-1}
+    assert set(free["open_instances"].pred_classes.tolist()) == {-1}
+    assert len(free["instances"]) == 0 < len(chosen["instances"])
     assert set(chosen["instances"].pred_category_names) <= {"dog", "tree"}
     for name, number in zip(
         chosen["instances"].pred_category_names, chosen["instances"].pred_classes, strict=True
@@ -317,8 +318,8 @@ def test_tasks_about_one_region_are_answered_with_one_mask(tiny_model, make_inpu
     with torch.no_grad():
         (output,) = tiny_model([make_input(task)])
     assert output["ref_seg"].shape == (96, 128)
-    assert len(output["instances"]) == 1
-    assert torch.equal(output["ref_seg"], output["instances"].pred_masks[0])
+    assert len(output["open_instances"]) == 1
+    assert torch.equal(output["ref_seg"], output["open_instances"].pred_masks[0])
 
 
 def test_an_answer_box_bounds_where_the_answering_patch_lies(tiny_model, make_input):
