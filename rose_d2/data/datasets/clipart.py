@@ -6,9 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from detectron2.data.datasets import load_coco_json
-
-from rose_d2.data.datasets.coco import load_coco_panoptic
+from rose_d2.data.datasets.coco import load_coco_instances, load_coco_panoptic
 from rose_d2.data.datasets.refer_files import expression_kind, load_refer
 from rose_d2.data.datasets.registration import DatasetEntry, distinct_colors, register
 from rose_d2.prompts.tasks import TASKS
@@ -244,7 +242,7 @@ def _with_segments(records: list[dict[str, Any]], paths: ClipartPaths) -> list[d
 
 
 def _load_instance(paths: ClipartPaths, split: str, name: str) -> list[dict[str, Any]]:
-    records = load_coco_json(str(paths.instances_json), str(paths.image_root), name)
+    records = load_coco_instances(paths.instances_json, paths.image_root, THING_IDS)
     return _with_segments(records, paths)
 
 
