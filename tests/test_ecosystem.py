@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -22,11 +24,13 @@ from panopticapi.combine_semantic_and_instance_predictions import combine_to_pan
 from panopticapi.utils import IdGenerator, rgb2id
 from PIL import Image
 from pycocotools import mask as coco_mask
+from scripts import ROOT, load_script, run_script
 from transformers import AutoProcessor, pipeline
 
 from rose_d2.checkpoint.weights import save_weights
 from rose_d2.data.datasets import ade20k, clipart
 from rose_d2.layers.views import model_views
+from rose_d2.predictor.predictor import RosePredictor
 from rose_d2.structures.category_names import CategoryNames
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -272,3 +276,47 @@ def test_an_exported_language_model_is_transformers_own(exported):
     content.append({"type": "text", "text": "Segment the dog."})
     (turns,) = answer(text=[{"role": "user", "content": content}], max_new_tokens=2)
     assert turns["generated_text"][-1]["role"] == "assistant"
+
+
+@pytest.fixture
+def demo(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "demo"))
+    return load_script("demo/demo.py")
+
+
+def check_weights(config, weights, folder):
+    """What `train_net.py --check` says of weights."""
+    where = ("--config-file", config, "--check", "--eval-only")
+    opts = ("MODEL.WEIGHTS", weights, "DATASETS.TEST", "()", "OUTPUT_DIR", folder / "out")
+    return run_script("train_net.py", *where, *opts, output=folder / "said.txt")
+
+
+@pytest.mark.slow
+def test_programs_take_the_language_model_of_an_export_alike(exported, tiny_cfg, demo, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(PIXELS).save(tmp_path / "pictures" / "a.png")
+    config = exported / "config.yaml"
+    asked = ["--config-file", str(config), "--input", str(tmp_path / "pictures")]
+
+    def run_demo(weights, name):
+        folder = tmp_path / name
+        opts = ["MODEL.WEIGHTS", str(weights), "MODEL.DEVICE", "cpu"]
+        if demo.main([*asked, "--output", str(folder), *opts]):
+            return "failed"
+        return json.loads((folder / "predictions.json").read_text())["annotations"]
+
+    def predict(weights):
+        tiny_cfg.MODEL.WEIGHTS = str(weights)
+        return RosePredictor(tiny_cfg)(PIXELS)
+
+    same(predict(exported), predict(exported / "lmm"))
+    assert run_demo(exported, "whole") == run_demo(exported / "lmm", "part") != "failed"
+    for weights in (exported, exported / "lmm"):
+        said = check_weights(config, weights, tmp_path)
+        assert str(exported / "model.safetensors") in said
+    alone = shutil.copytree(exported / "lmm", tmp_path / "alone")
+    with pytest.raises(ValueError, match="language model alone counts as that"):
+        predict(alone)
+    assert run_demo(alone, "alone") == "failed"
+    said = check_weights(config, alone, tmp_path)
+    assert str(alone) in said and "none named: from the bases" in said

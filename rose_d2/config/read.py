@@ -7,7 +7,8 @@ An exported model is one folder with its own language model, SAM file and the re
     folder/model.safetensors  heads, mask decoder, the patch embedding with its mask channel
     folder/config.yaml, README.md
 
-`MODEL.WEIGHTS folder` loads all of it, for inference or to train on from there.
+`MODEL.WEIGHTS folder` loads all of it, for inference or to train on from there; so does
+`MODEL.WEIGHTS folder/lmm`. An `lmm` without the rest is a language model to train from.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _BASE = "_BASE_"
 _MOST_VALUES = 100_000
 LMM_FOLDER = "lmm"
 SAM_FILE = "sam.pth"
+_LMM_CONFIG = "config.json"
 # What yacs and detectron2 raise for a wrong key or value.
 _MISTAKES = (AssertionError, KeyError, ValueError)
 
@@ -158,12 +160,29 @@ def use_exported_folder(cfg: CfgNode) -> None:
 
     Args:
         cfg: not frozen; MODEL.LMM.PRETRAINED, MODEL.LMM.TOKENIZER and
-            MODEL.MASK_HEAD.SAM_CHECKPOINT are replaced.
+            MODEL.MASK_HEAD.SAM_CHECKPOINT are replaced. Where MODEL.WEIGHTS is the language model
+            of such a folder, it becomes the folder; where it is one alone, it becomes empty.
     """
+    if not cfg.MODEL.WEIGHTS or "://" in cfg.MODEL.WEIGHTS:
+        return
     folder = Path(cfg.MODEL.WEIGHTS).expanduser()
     if folder.suffix == ".safetensors":
         folder = folder.parent
-    if not cfg.MODEL.WEIGHTS or not (folder / LMM_FOLDER / "config.json").is_file():
+    if (folder / _LMM_CONFIG).is_file():
+        whole = folder.absolute().parent
+        if folder.name != LMM_FOLDER or not (whole / "model.safetensors").is_file():
+            logger.warning(
+                "MODEL.WEIGHTS %s is a language model alone: a training starts from it, but to "
+                "segment takes the whole exported folder, with model.safetensors and %s.",
+                folder,
+                SAM_FILE,
+            )
+            cfg.MODEL.LMM.PRETRAINED, cfg.MODEL.LMM.TOKENIZER = str(folder), ""
+            cfg.MODEL.WEIGHTS = ""
+            return
+        folder = whole
+        cfg.MODEL.WEIGHTS = str(folder)
+    if not (folder / LMM_FOLDER / _LMM_CONFIG).is_file():
         return
     cfg.MODEL.LMM.PRETRAINED = str(folder / LMM_FOLDER)
     cfg.MODEL.LMM.TOKENIZER = ""

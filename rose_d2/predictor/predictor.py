@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from rose_d2.checkpoint.checkpointer import RoseCheckpointer
+from rose_d2.config.read import use_exported_folder
 from rose_d2.predictor.questions import image_input, question_input, resolve_task
 from rose_d2.predictor.session import RoseSession
 from rose_d2.predictor.session_state import read_session
@@ -38,7 +39,7 @@ class RosePredictor:
         """
         Args:
             cfg: a config with ROSE's keys; it is not modified. Without a GPU, "cuda" becomes
-                "cpu".
+                "cpu"; where MODEL.WEIGHTS is an exported folder, its bases are taken too.
             model: a model that has its weights already, for example during training; None
                 builds one and loads `MODEL.WEIGHTS`.
 
@@ -48,6 +49,9 @@ class RosePredictor:
         """
         self.cfg = cfg.clone()
         if model is None:
+            self.cfg.defrost()
+            use_exported_folder(self.cfg)
+            self.cfg.freeze()
             model = _load_model(self.cfg)
         self.model = model.eval()
 
@@ -154,8 +158,8 @@ def find_weights(cfg: CfgNode) -> str:
     """
     if not cfg.MODEL.WEIGHTS:
         raise ValueError(
-            "MODEL.WEIGHTS is empty and an untrained model segments nothing; set it to a "
-            ".safetensors file or a checkpoint folder."
+            "MODEL.WEIGHTS is empty (a language model alone counts as that) and an untrained model "
+            "segments nothing; set it to a .safetensors file, a checkpoint or an exported folder."
         )
     return RoseCheckpointer(nn.Identity()).find_weights(cfg.MODEL.WEIGHTS)
 

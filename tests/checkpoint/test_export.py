@@ -1,5 +1,7 @@
 """Exported folders compute what the model computed, and say what they are."""
 
+import shutil
+
 import pytest
 import torch
 import yaml
@@ -184,6 +186,25 @@ def test_config_takes_the_bases_beside_the_weights(tiny_cfg, tmp_path):
         lmm, sam = cfg.MODEL.LMM, cfg.MODEL.MASK_HEAD.SAM_CHECKPOINT
         found = (lmm.PRETRAINED, lmm.TOKENIZER, sam)
         assert found == (str(tmp_path / "bases/lmm"), "", str(tmp_path / "bases/sam.pth"))
+
+
+def test_the_language_model_of_an_export_stands_for_it(tiny_cfg, exported):
+    for weights in (exported / "lmm", exported / "lmm" / "model.safetensors"):
+        tiny_cfg.MODEL.WEIGHTS = str(weights)
+        use_exported_folder(tiny_cfg)
+        model = tiny_cfg.MODEL
+        found = (model.WEIGHTS, model.LMM.PRETRAINED, model.MASK_HEAD.SAM_CHECKPOINT)
+        assert found == (str(exported), str(exported / "lmm"), str(exported / "sam.pth"))
+
+
+def test_a_language_model_alone_is_one_to_train_from(tiny_cfg, exported, tmp_path, caplog):
+    alone = shutil.copytree(exported / "lmm", tmp_path / "elsewhere" / "lmm")
+    tiny_cfg.MODEL.WEIGHTS, tiny_cfg.MODEL.LMM.TOKENIZER = str(alone), "tiny"
+    use_exported_folder(tiny_cfg)
+    found = (tiny_cfg.MODEL.WEIGHTS, tiny_cfg.MODEL.LMM.PRETRAINED, tiny_cfg.MODEL.LMM.TOKENIZER)
+    assert found == ("", str(alone), "")
+    assert "elsewhere/lmm is a language model alone: a training starts from it" in caplog.text
+    assert build_model(tiny_cfg).base_revisions() == {"backbone.model": f"{alone}@local"}
 
 
 def test_weights_on_other_bases_are_refused(tiny_cfg, tmp_path):
