@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 import transformers
 from detectron2.config import CfgNode
+from huggingface_hub import try_to_load_from_cache
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer, SiglipTextModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast, SiglipTextModel
 
 from rose_d2.files import whole_file
 
@@ -159,7 +160,7 @@ def load_text_tower(source: str) -> tuple[SiglipTextModel, Any]:
 
 
 def load_text_tokenizer(source: str) -> Any:
-    """Tokenizer of a SigLIP folder, whether its settings name SiglipTokenizer or are missing.
+    """Tokenizer of a SigLIP folder, of spiece.model or tokenizer.json, with settings or without.
 
     Args:
         source: folder or hub name.
@@ -171,12 +172,27 @@ def load_text_tokenizer(source: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(source)
     except (ImportError, ValueError, AttributeError, TypeError) as error:
+        whole = _tokenizer_file(source)
+        if whole is not None:
+            text = AutoConfig.from_pretrained(source).get_text_config()
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=whole)
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(text.pad_token_id)
+            return tokenizer
         if importlib.util.find_spec("sentencepiece") is not None:
             raise
         raise ImportError(
             f"The tokenizer of {source} (MODEL.SIGLIP_TEXT.SOURCE) needs the package "
             "sentencepiece: pip install sentencepiece."
         ) from error
+
+
+def _tokenizer_file(source: str) -> str | None:
+    """Path of tokenizer.json, in the folder or where the hub's client has put it."""
+    local = Path(source) / "tokenizer.json"
+    found = str(local) if local.is_file() else None
+    if found is None and not Path(source).exists():
+        found = try_to_load_from_cache(source, local.name)
+    return found if isinstance(found, str) else None
 
 
 @contextlib.contextmanager

@@ -6,11 +6,13 @@ and paths, nothing else.
 """
 
 import json
+import re
+import string
 from pathlib import Path
 
 import sentencepiece
 import torch
-from tokenizers import pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
@@ -169,12 +171,12 @@ def qwen2_tokenizer() -> PreTrainedTokenizerBase:
     )
 
 
-def write_siglip(folder: Path, *, names_tokenizer: bool = True) -> None:
+def write_siglip(folder: Path, *, tokenizer: str = "settings") -> None:
     """Write a folder as google publishes SigLIP: both towers, and `spiece.model`.
 
     Args:
         folder: to write.
-        names_tokenizer: with the settings that name SiglipTokenizer; else spiece.model alone.
+        tokenizer: "settings" that name SiglipTokenizer; "spiece.model" or "tokenizer.json" alone.
     """
     torch.manual_seed(1)
     folder.mkdir(parents=True)
@@ -195,11 +197,34 @@ def write_siglip(folder: Path, *, names_tokenizer: bool = True) -> None:
     text |= {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 1}
     vision = {**sizes, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
     SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
-    if names_tokenizer:
+    if tokenizer == "tokenizer.json":
+        _write_fast_siglip_tokenizer(folder)
+        (folder / "spiece.model").unlink()
+    if tokenizer == "settings":
         settings = {"tokenizer_class": "SiglipTokenizer", "model_max_length": 64}
         special = {"eos_token": "</s>", "pad_token": "</s>", "unk_token": "<unk>"}
         dump(folder / "tokenizer_config.json", {**settings, **special})
         dump(folder / "special_tokens_map.json", special)
+
+
+def _write_fast_siglip_tokenizer(folder: Path) -> None:
+    """The pieces of spiece.model, in lower case and without punctuation as SigLIP wants text."""
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
+    vocabulary = [(pieces.id_to_piece(i), pieces.get_score(i)) for i in range(len(pieces))]
+    fast = Tokenizer(models.Unigram(vocabulary, unk_id=pieces.unk_id()))
+    fast.normalizer = normalizers.Sequence(
+        [
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), ""),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    )
+    fast.pre_tokenizer = pre_tokenizers.Metaspace()
+    fast.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", pieces.eos_id())]
+    )
+    fast.save(str(folder / "tokenizer.json"))
 
 
 def write_sam(path: Path) -> None:

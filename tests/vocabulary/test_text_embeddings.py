@@ -76,12 +76,22 @@ def test_wrong_width_is_refused(tmp_path):
         TextEmbeddingBank(str(tmp_path), 16)(NAMES)
 
 
-@pytest.mark.parametrize("names_tokenizer", [True, False])
-def test_a_folder_as_siglip_is_published_is_read_in_either_layout(tmp_path, names_tokenizer):
-    write_siglip(tmp_path / "siglip", names_tokenizer=names_tokenizer)
+@pytest.mark.parametrize("tokenizer", ["settings", "spiece.model", "tokenizer.json"])
+def test_a_folder_as_siglip_is_published_is_read_in_any_layout(tmp_path, tokenizer):
+    write_siglip(tmp_path / "siglip", tokenizer=tokenizer)
     embeddings = TextEmbeddingBank(str(tmp_path / "siglip"), TEXT_DIM)(("dog", "red car"))
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(2))
     assert not torch.allclose(embeddings[0], embeddings[1])
+
+
+def test_tokenizer_json_alone_gives_the_same_tokens(tmp_path):
+    options = {"padding": "max_length", "max_length": 64, "truncation": True}
+    tokens = []
+    for tokenizer in ("settings", "tokenizer.json"):
+        write_siglip(tmp_path / tokenizer, tokenizer=tokenizer)
+        read = load_text_tokenizer(str(tmp_path / tokenizer))
+        tokens.append(read(["This is a photo of Red-car.", "a dog"], **options)["input_ids"])
+    assert tokens[0] == tokens[1] and {len(row) for row in tokens[1]} == {64}
 
 
 def test_a_missing_package_is_named(tmp_path, monkeypatch):
