@@ -29,6 +29,7 @@ from transformers import AutoProcessor, pipeline
 
 from rose_d2.checkpoint.weights import save_weights
 from rose_d2.data.datasets import ade20k, clipart
+from rose_d2.layers.logit_masks import LogitMasks
 from rose_d2.layers.views import model_views
 from rose_d2.predictor.predictor import RosePredictor
 from rose_d2.structures.category_names import CategoryNames
@@ -114,7 +115,7 @@ def seeing_model(scenes, tiny_model, monkeypatch):
     def upscale(low_res_masks, view, size):
         drawn = masks(tuple(size))
         rows = [drawn[row % len(drawn)] for row in range(len(low_res_masks))]
-        return torch.from_numpy(np.stack(rows)) * 40.0 - 20.0
+        return LogitMasks(torch.from_numpy(np.stack(rows)) * 40.0 - 20.0)
 
     model = tiny_model.eval()
     settings = dataclasses.replace(model.inference.settings, score_thresh=0.0)

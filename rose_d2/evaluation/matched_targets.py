@@ -85,10 +85,11 @@ def _evaluate_image(
     embedding = sam_features[index : index + 1]
     view = MaskView.of(item)
     (drawn,) = model.mask_head.decode(embedding, [predictions], [view])
-    masks = model.mask_head.upscale(drawn.logits, view.size, instances.image_size) > 0
-    ious = pairwise_mask_iou(masks, instances.gt_masks.tensor[objects.to(model.device)]).diagonal()
+    masks = model.mask_head.upscale(drawn.logits, view.size, instances.image_size)
+    truth = instances.gt_masks.tensor[objects.to(model.device)]
+    ious = pairwise_mask_iou(masks.tensor, truth).diagonal()
     names = model.inference.category_decoder.generate(predictions.category_embeddings).names
-    truth = instances.gt_category_names[objects]
+    true_names = instances.gt_category_names[objects]
     matched.ious += ious.tolist()
-    matched.names_right += [a == b for a, b in zip(names, truth, strict=True)]
+    matched.names_right += [a == b for a, b in zip(names, true_names, strict=True)]
     matched.roles += proposals.roles[patches].tolist()

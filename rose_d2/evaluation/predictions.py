@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from torch import Tensor
 
 from rose_d2.files import write_text
+from rose_d2.layers.lazy_tensor import LazyTensor
 from rose_d2.structures.category_names import CategoryNames
 from rose_d2.structures.mask_codec import decode_mask, encode_masks
 
@@ -366,14 +367,14 @@ def _level_with(key: str, value: Any, levels: Mapping[str, Mapping[str, Any]]) -
 def _same(a: Any, b: Any) -> bool:
     if a is b:
         return True
-    if isinstance(a, Tensor):
+    if isinstance(a, Tensor | LazyTensor):
         return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
     return _same(a[0], b[0]) and a[1] == b[1]
 
 
 def _encode(value: Any, name: str) -> Any:
-    if isinstance(value, Tensor):
-        return _encode_tensor(value.detach().cpu())
+    if isinstance(value, Tensor | LazyTensor):
+        return _encode_tensor(value.cpu())
     if isinstance(value, Instances):
         fields = {
             _RENAMED.get(key, key): _encode(field, key) for key, field in value.get_fields().items()
@@ -432,10 +433,11 @@ def _with_probabilities(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _encode_tensor(tensor: Tensor) -> dict[str, Any]:
+def _encode_tensor(tensor: Tensor | LazyTensor) -> dict[str, Any]:
     described = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
     if tensor.dtype == torch.bool and tensor.ndim >= 2:
-        masks = encode_masks(tensor.reshape(-1, *tensor.shape[-2:]))
+        stack = tensor if tensor.ndim == 3 else tensor.reshape(-1, *tensor.shape[-2:])
+        masks = encode_masks(stack)
         return described | {"masks": [mask["counts"] for mask in masks]}
     if not tensor.is_floating_point() and tensor.ndim == 2:
         values = tensor.unique()

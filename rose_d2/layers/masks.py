@@ -19,11 +19,33 @@ def masks_to_boxes(masks: Tensor) -> Boxes:
     Returns:
         N boxes (x0, y0, x1, y1) with exclusive right and bottom; all zeros for an empty mask.
     """
-    columns, rows = masks.any(dim=1), masks.any(dim=2)  # (N, W), (N, H)
-    boxes = torch.stack(
-        [*_first_and_end(columns), *_first_and_end(rows)], dim=1
-    )  # (N, 4) x0 x1 y0 y1
-    return Boxes(boxes[:, [0, 2, 1, 3]].float())
+    return boxes_around(masks.any(dim=2), masks.any(dim=1))
+
+
+def boxes_around(rows: Tensor, columns: Tensor) -> Boxes:
+    """Tight boxes by the rows and columns that have a pixel, as `masks_to_boxes`.
+
+    Args:
+        rows: bool (N, H).
+        columns: bool (N, W).
+    """
+    (top, bottom), (left, right) = first_and_end(rows), first_and_end(columns)
+    return Boxes(torch.stack([left, top, right, bottom], dim=1).float())
+
+
+def first_and_end(occupied: Tensor) -> tuple[Tensor, Tensor]:
+    """Where True values begin and end.
+
+    Args:
+        occupied: bool (N, X).
+
+    Returns:
+        The first, and one past the last, long (N,) each; zeros where there are none.
+    """
+    positions = torch.arange(occupied.shape[1], device=occupied.device)
+    end = torch.where(occupied, positions + 1, 0).amax(dim=1)
+    first = torch.where(occupied, positions, occupied.shape[1]).amin(dim=1)
+    return torch.where(end > 0, first, 0), end
 
 
 def pairwise_mask_iou(masks_a: Tensor, masks_b: Tensor) -> Tensor:
@@ -60,15 +82,16 @@ def mask_areas(masks: Tensor) -> Tensor:
     """Number of pixels of each mask.
 
     Args:
-        masks: bool (N, H, W) on any device.
+        masks: bool (N, H, W) on any device, or `LogitMasks`.
 
     Returns:
         (N,) long, on the same device.
     """
     if masks.device.type != "cpu":
-        return masks.flatten(1).sum(dim=1)
+        areas = [mask.sum() for mask in masks]
+        return torch.stack(areas) if areas else torch.zeros(0, dtype=torch.long).to(masks.device)
     # NumPy counts bytes, twenty times as fast as torch adds up booleans.
-    return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()], dtype=torch.long)
+    return torch.tensor([np.count_nonzero(mask.numpy()) for mask in masks], dtype=torch.long)
 
 
 def pairwise_intersection(masks_a: Tensor, masks_b: Tensor) -> Tensor:
@@ -148,6 +171,19 @@ def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(masks[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
+def resize_lines(lines: Tensor, length: int) -> Tensor:
+    """Resizing along one axis, by the weights that `resize_masks` has along each of its two.
+
+    Args:
+        lines: float (N, l).
+        length: L of the result.
+
+    Returns:
+        (N, L).
+    """
+    return F.interpolate(lines[None], size=length, mode="linear", align_corners=False)[0]
+
+
 def mask_coverage(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """Share of each target pixel that a mask covers: the soft target of the mask losses.
 
@@ -193,11 +229,3 @@ def mask_nms(
         if alive[rank]:
             alive[rank + 1 :] &= ~conflicts[rank, rank + 1 :]
     return order[alive.to(order.device)]
-
-
-def _first_and_end(occupied: Tensor) -> tuple[Tensor, Tensor]:
-    """First True and one past the last True along the last axis of (N, X), zeros when none."""
-    positions = torch.arange(occupied.shape[1], device=occupied.device)
-    end = torch.where(occupied, positions + 1, 0).amax(dim=1)
-    first = torch.where(occupied, positions, occupied.shape[1]).amin(dim=1)
-    return torch.where(end > 0, first, 0), end

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.structures import Instances
 
+from rose_d2.layers.logit_masks import LogitMasks
 from rose_d2.layers.masks import mask_nms
 from rose_d2.modeling.assignment import patches_touching, select_patches
 from rose_d2.modeling.category_decoder import CandidateTrie, CategoryDecoder, DecodedNames
@@ -163,13 +164,13 @@ class Inference:
         Names, where there are any already, keep candidates of different names apart.
         """
         size = nms_size(candidates.image_size, self.settings.nms_longest_side)
-        logits = self.mask_head.upscale(candidates.low_res_masks, view_size(item), size)
+        masks = self.mask_head.upscale(candidates.low_res_masks, view_size(item), size).tensor
         kinds = None
         if candidates.has("pred_category_names"):
             names = list(candidates.pred_category_names)
             first = [names.index(name) for name in names]
-            kinds = torch.tensor(first, dtype=torch.long, device=logits.device)
-        return candidates[mask_nms(logits > 0, candidates.scores, self.settings.nms_thresh, kinds)]
+            kinds = torch.tensor(first, dtype=torch.long, device=masks.device)
+        return candidates[mask_nms(masks, candidates.scores, self.settings.nms_thresh, kinds)]
 
     def spell(
         self,
@@ -217,11 +218,11 @@ class Inference:
         candidates = Instances(candidates.image_size, **candidates.get_fields())
         vocabulary = self.vocabulary(item.get("dataset_name"), TASKS[item["task"]].gives_stuff)
         metadata = self._classify(candidates, item, vocabulary)
-        candidates.mask_logits = self.mask_head.upscale(
+        candidates.pred_masks = self.mask_head.upscale(
             candidates.low_res_masks, view_size(item), candidates.image_size
         )
         if self.settings.change_margin and "full_prior" in item:
-            candidates.mask_logits = self._changed(candidates.mask_logits, item)
+            candidates.pred_masks = self._changed(candidates.pred_masks, item)
         has_one_answer = TASKS[item["task"]].has_one_answer
         for field in (*_INTERNAL_FIELDS, *(() if has_one_answer else _QUALITY_FIELDS)):
             candidates.remove(field)
@@ -231,14 +232,15 @@ class Inference:
             output["instances"] = known_instances(found, vocabulary.is_thing)
         return {**output, "open_instances": found, "metadata": metadata}
 
-    def _changed(self, logits: torch.Tensor, item: dict) -> torch.Tensor:
-        """The mask to be repaired, with what the answer is sure to change; logits (K, H, W)."""
+    def _changed(self, masks: LogitMasks, item: dict) -> LogitMasks:
+        """The mask to be repaired, with what the answer is sure to change."""
         size = view_size(item)
-        shown, _ = self.mask_head.targets(item["prior_mask"].to(logits.device) > 0.5, size)
-        coverage = self.mask_head.upscale(shown, size, logits.shape[-2:])  # (1, H, W) in 0..1
+        shown, _ = self.mask_head.targets(item["prior_mask"].to(masks.device) > 0.5, size)
+        coverage = self.mask_head.upscale(shown, size, masks.image_size).whole()  # in 0..1
+        logits = masks.whole()
         differs = (logits.sigmoid() - coverage).abs() > self.settings.change_margin
         kept = torch.where(item["full_prior"].to(logits.device), 1.0, -1.0)
-        return torch.where(differs, logits, kept)
+        return LogitMasks(torch.where(differs, logits, kept))
 
     def vocabulary(
         self, dataset_name: str | None, gives_stuff: bool = False

@@ -25,7 +25,8 @@ from segment_anything.modeling import (
 )
 from torch import nn
 
-from rose_d2.layers.masks import mask_coverage, resize_masks
+from rose_d2.layers.logit_masks import LogitMasks
+from rose_d2.layers.masks import mask_coverage, resize_lines
 from rose_d2.structures.patches import PatchPredictions
 from rose_d2.structures.segments import BOX_SCALE, NormalisedBox
 
@@ -110,16 +111,13 @@ class MaskHead(Protocol):
 
     def upscale(
         self, low_res_masks: torch.Tensor, input_size: tuple[int, int], output_size: tuple[int, int]
-    ) -> torch.Tensor:
-        """Masks in the original image.
+    ) -> LogitMasks:
+        """Masks in the original image, drawn when they are looked at.
 
         Args:
             low_res_masks: (K, m, m) logits of `decode`.
             input_size: (h, w) of the view given to `encode`.
             output_size: (H, W) of the original image.
-
-        Returns:
-            (K, H, W) float32 logits.
         """
 
     def targets(
@@ -250,10 +248,15 @@ class SAMMaskHead(nn.Module):
 
     def upscale(
         self, low_res_masks: torch.Tensor, input_size: tuple[int, int], output_size: tuple[int, int]
-    ) -> torch.Tensor:
+    ) -> LogitMasks:
         """See `MaskHead.upscale`: undoes padding and resizing, as `Sam.postprocess_masks`."""
-        square = resize_masks(low_res_masks.float(), (self.image_size, self.image_size))
-        return resize_masks(square[:, : input_size[0], : input_size[1]], output_size)
+        return LogitMasks(
+            low_res_masks,
+            *(
+                self._upscaling(low_res_masks.shape[-1], view, image).to(low_res_masks.device)
+                for view, image in zip(input_size, output_size, strict=True)
+            ),
+        )
 
     def targets(
         self, masks: torch.Tensor, input_size: tuple[int, int]
@@ -295,6 +298,11 @@ class SAMMaskHead(nn.Module):
         # Its embeddings of a click inside, a click outside and a box's two corners.
         boxes = ("point_embeddings.2.", "point_embeddings.3.") if self.box_prompt else ()
         return ("no_mask_embed.", *masks, *boxes)
+
+    def _upscaling(self, low_res: int, view: int, image: int) -> torch.Tensor:
+        """What each of `image` rows or columns of pixels takes of those of the logits, (H, m)."""
+        padded = resize_lines(torch.eye(low_res), self.image_size)
+        return resize_lines(padded[:, :view], image).T
 
     def _pad(self, image: torch.Tensor) -> torch.Tensor:
         height, width = image.shape[-2:]

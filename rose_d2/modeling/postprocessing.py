@@ -1,24 +1,28 @@
 """From the candidates of one image to the outputs of its task.
 
 Candidates are Instances of the original size (H, W) with `scores` (K,), objectness in 0..1;
-`mask_logits` (K, H, W); `pred_category_names` and their probabilities `name_scores`;
+`pred_masks`, K `LogitMasks`; `pred_category_names` and their probabilities `name_scores`;
 `pred_classes` (K,), -1 where a vocabulary has no class; `pred_roles` and `pred_patches` (K,). With
 a vocabulary also `mapped_classes` and `mapping_rules`, see `classes_at`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from detectron2.structures import Instances
 from torch import Tensor
 
-from rose_d2.layers.masks import mask_nms, masks_to_boxes
+from rose_d2.layers.lazy_tensor import LazyTensor
+from rose_d2.layers.logit_masks import LogitMasks, Window
+from rose_d2.layers.masks import mask_nms
 from rose_d2.vocabulary.vocabulary import MAPPING_RULES, counts_at
 
 MERGES = ("max", "sum")
+# Scores of the image's size that exist at once for a class: 4 MB.
+_PIXELS_AT_ONCE = 1 << 20
 
 
 def instance_inference(candidates: Instances, score_threshold: float) -> Instances:
@@ -29,12 +33,11 @@ def instance_inference(candidates: Instances, score_threshold: float) -> Instanc
         score_threshold: smallest objectness to keep.
 
     Returns:
-        Instances with `pred_masks` bool (N, H, W) and tight `pred_boxes` in place of the logits;
-        candidates without a positive pixel are dropped.
+        N of them, with tight `pred_boxes`; those without a pixel are dropped.
     """
-    instances = binarised(candidates)
-    keep = (instances.scores >= score_threshold) & instances.pred_masks.flatten(1).any(dim=1)
-    return instances[best_first(instances.scores, keep)]
+    keep = candidates.scores >= score_threshold
+    instances = boxed(candidates[best_first(candidates.scores, keep)])
+    return instances[instances.pred_boxes.nonempty()]
 
 
 def known_instances(found: Instances, is_thing: Sequence[bool]) -> Instances:
@@ -70,20 +73,20 @@ def referring_inference(
         nms_threshold: IoU above which the worse mask is dropped, only for `multi_target`.
 
     Returns:
-        ref_seg: bool (H, W), mask logits above 0; all False when there is no answer.
+        ref_seg: bool (H, W); all False when there is no answer.
         ref_patch: patch index of the best candidate, -1 when there is no answer.
         ref_score: its objectness, 0.0 when there is no answer.
-        instances: the chosen ones, with `pred_masks` and `pred_boxes`.
+        instances: the chosen ones, with `pred_boxes`.
     """
-    chosen = binarised(candidates)
     if multi_target:
-        chosen = chosen[best_first(chosen.scores, chosen.scores >= score_threshold)]
-        chosen = chosen[mask_nms(chosen.pred_masks, chosen.scores, nms_threshold)]
+        chosen = candidates[best_first(candidates.scores, candidates.scores >= score_threshold)]
+        chosen = chosen[mask_nms(chosen.pred_masks.tensor, chosen.scores, nms_threshold)]
     else:
-        chosen = chosen[best_first(chosen.scores)[:1]]
+        chosen = candidates[best_first(candidates.scores)[:1]]
+    chosen = boxed(chosen)
     found = len(chosen) > 0
     return {
-        "ref_seg": chosen.pred_masks.any(dim=0),
+        "ref_seg": chosen.pred_masks.union(),
         "ref_patch": int(chosen.pred_patches[0]) if found else -1,
         "ref_score": float(chosen.scores[0]) if found else 0.0,
         "instances": chosen,
@@ -100,8 +103,6 @@ def semantic_inference(
 ) -> dict:
     """Semantic segmentation at every level of name mapping.
 
-    Levels only ever map more candidates, so each candidate is added once.
-
     Args:
         candidates: of one image; those unmapped at a level take no part in it.
         levels: the vocabulary's, in order.
@@ -111,7 +112,7 @@ def semantic_inference(
         merge: "max" or "sum" of the candidates of a class.
 
     Returns:
-        sem_seg: float32 (C, H, W) scores at the headline level.
+        sem_seg: `SemanticScores`, (C, H, W), at the headline level.
         sem_seg_labels: int16 (H, W), the best class of each pixel, C where "no object" wins.
         non_object_score: as given.
         levels: level -> {"sem_seg_labels": int16 (H, W), C = no object}, one and the same dict
@@ -120,45 +121,42 @@ def semantic_inference(
     Raises:
         ValueError: if `merge` is unknown.
     """
-    device = candidates.scores.device
-    scores = SemanticScores(candidates.image_size, num_classes, non_object_score, merge, device)
-    added = torch.zeros(len(candidates), dtype=torch.bool, device=device)
     outputs: dict = {"levels": {}, "non_object_score": non_object_score}
+    known = None
     for level in levels:
         classes = classes_at(candidates, level)
-        further = (classes >= 0) & ~added
-        for index in further.nonzero().flatten().tolist():
-            scores.add(int(classes[index]), pixel_scores(candidates, index))
-        if not outputs["levels"] or further.any():
+        if known is None or not torch.equal(classes, known):
+            scores = SemanticScores(candidates, classes, num_classes, non_object_score, merge)
             labels = {"sem_seg_labels": scores.labels()}
         outputs["levels"][level] = labels
-        added |= further
+        known = classes
         if level == headline_level:
-            outputs |= {"sem_seg": scores.dense(), **labels}
+            outputs |= {"sem_seg": scores, **labels}
     return outputs
 
 
-class SemanticScores:
-    """Class scores of every pixel, with one more class for "no object" (paper section 6.3).
+class SemanticScores(LazyTensor):
+    """Class scores of every pixel, float32 (C, H, W), of which an image has few but zeros.
 
-    Only the classes that occur take memory: large vocabularies have hundreds, an image a few.
+    "No object" is one more class, of a constant score (paper section 6.3). The score of a candidate
+    is its objectness times its mask probability.
     """
 
     def __init__(
         self,
-        size: tuple[int, int],
+        candidates: Instances,
+        classes: Tensor,
         num_classes: int,
         non_object_score: float,
         merge: str = "max",
-        device: torch.device | None = None,
     ) -> None:
         """
         Args:
-            size: (H, W).
+            candidates: of one image.
+            classes: (K,) long, of each; -1 leaves it out.
             num_classes: C.
             non_object_score: constant score of "no object".
             merge: "max" or "sum" of the candidates of a class.
-            device: of the scores.
 
         Raises:
             ValueError: if `merge` is unknown.
@@ -167,28 +165,29 @@ class SemanticScores:
             raise ValueError(
                 f"Got TEST.SEMANTIC.MERGE {merge!r}; use {' or '.join(map(repr, MERGES))}."
             )
-        self.size = size
         self.num_classes = num_classes
         self.non_object_score = non_object_score
-        self._combine = torch.maximum if merge == "max" else torch.add
-        self._device = device
-        self._channels: dict[int, Tensor] = {}
+        self._merge = merge
+        self._candidates = candidates[classes >= 0]
+        self._classes = classes[classes >= 0].tolist()
 
-    def add(self, class_id: int, scores: Tensor) -> None:
-        """Add one candidate.
+    @property
+    def shape(self) -> torch.Size:
+        """(C, H, W)."""
+        return torch.Size((self.num_classes, *self._candidates.image_size))
 
-        Args:
-            class_id: its class, 0 to C - 1.
-            scores: non-negative (H, W), objectness times mask probability.
-        """
-        known = self._channels.get(class_id)
-        self._channels[class_id] = scores if known is None else self._combine(known, scores)
+    @property
+    def device(self) -> torch.device:
+        """Of the scores."""
+        return self._candidates.scores.device
 
-    def dense(self) -> Tensor:
-        """The channels of all classes, float32 (C, H, W)."""
-        sem_seg = torch.zeros((self.num_classes, *self.size), device=self._device)
-        for class_id, scores in self._channels.items():
-            sem_seg[class_id] = scores
+    @property
+    def tensor(self) -> Tensor:
+        """The scores, which take C x H x W x 4 bytes."""
+        sem_seg = torch.zeros(self.shape, device=self.device)
+        for window in _stripes(self._candidates.image_size):
+            for class_id, channel in self._channels(window).items():
+                sem_seg[(class_id, *window)] = channel
         return sem_seg
 
     def labels(self) -> Tensor:
@@ -197,14 +196,43 @@ class SemanticScores:
         Returns:
             int16 (H, W), C where "no object" wins.
         """
-        best = torch.full(self.size, self.non_object_score, device=self._device)
-        labels = torch.full(self.size, self.num_classes, dtype=torch.int16, device=self._device)
-        # Descending, so that the smallest of the classes that tie comes last and stays.
-        for class_id in sorted(self._channels, reverse=True):
-            wins = self._channels[class_id] >= best
-            best = torch.where(wins, self._channels[class_id], best)
-            labels[wins] = class_id
+        if self._merge == "max" and self.non_object_score > 0:
+            return self._labels_of_best()
+        size = self._candidates.image_size
+        labels = torch.empty(size, dtype=torch.int16, device=self.device)
+        for window in _stripes(size):
+            best = torch.full(labels[window].shape, self.non_object_score, device=self.device)
+            labels[window] = _best_class(self._channels(window), self.num_classes, best)
         return labels
+
+    def _labels_of_best(self) -> Tensor:
+        """The labels where one candidate decides, only drawn where it may win."""
+        size, device = self._candidates.image_size, self.device
+        best = torch.full(size, self.non_object_score, device=device)
+        labels = torch.full(size, self.num_classes, dtype=torch.int16, device=device)
+        masks, scores = self._candidates.pred_masks, self._candidates.scores.float()
+        # Where the score of a candidate is that of "no object", and a little below for rounding.
+        even = torch.logit((self.non_object_score / scores).clamp(0, 1)) - 1e-3
+        above = LogitMasks(masks.logits.float() - even[:, None, None], masks.rows, masks.columns)
+        for index, class_id in enumerate(self._classes):
+            for window, logits in above.windows(index):
+                own = scores[index] * (logits + even[index]).sigmoid()
+                wins = own > best[window]
+                wins |= (own == best[window]) & (class_id < labels[window])
+                best[window] = torch.where(wins, own, best[window])
+                labels[window].masked_fill_(wins, class_id)
+        return labels
+
+    def _channels(self, window: Window) -> dict[int, Tensor]:
+        """Scores of the classes that occur, float32 (h, w) each."""
+        combine = torch.maximum if self._merge == "max" else torch.add
+        channels: dict[int, Tensor] = {}
+        for index, class_id in enumerate(self._classes):
+            logits = self._candidates.pred_masks.window(index, window)
+            scores = self._candidates.scores[index].float() * logits.sigmoid()
+            known = channels.get(class_id)
+            channels[class_id] = scores if known is None else combine(known, scores)
+        return channels
 
 
 def semantic_labels(sem_seg: Tensor, non_object_score: float) -> Tensor:
@@ -218,13 +246,29 @@ def semantic_labels(sem_seg: Tensor, non_object_score: float) -> Tensor:
         int16 (H, W), C where "no object" wins.
     """
     # Nearly all channels of a large vocabulary are empty.
-    present = (sem_seg.flatten(1).amax(dim=1) > 0).nonzero().flatten()
-    scores = SemanticScores(
-        tuple(sem_seg.shape[1:]), len(sem_seg), non_object_score, device=sem_seg.device
-    )
-    for class_id in present.tolist():
-        scores.add(class_id, sem_seg[class_id])
-    return scores.labels()
+    present = (sem_seg.flatten(1).amax(dim=1) > 0).nonzero().flatten().tolist()
+    best = sem_seg.new_full(sem_seg.shape[1:], non_object_score)
+    return _best_class({index: sem_seg[index] for index in present}, len(sem_seg), best)
+
+
+def _best_class(channels: Mapping[int, Tensor], num_classes: int, best: Tensor) -> Tensor:
+    """The class of the highest score per pixel, the smaller id where scores are equal.
+
+    Args:
+        channels: class id -> scores (h, w).
+        num_classes: C, which stands for "no object".
+        best: (h, w), the scores of "no object", which loses where scores are equal.
+
+    Returns:
+        int16 (h, w).
+    """
+    labels = torch.full(best.shape, num_classes, dtype=torch.int16, device=best.device)
+    # Descending, so that the smallest of the classes that tie comes last and stays.
+    for class_id in sorted(channels, reverse=True):
+        wins = channels[class_id] >= best
+        best = torch.where(wins, channels[class_id], best)
+        labels[wins] = class_id
+    return labels
 
 
 def panoptic_inference(
@@ -260,13 +304,12 @@ def panoptic_inference(
         keep = keep & (candidates.pred_classes >= 0)
     order = best_first(candidates.scores, keep).tolist()
     groups = _group_segments(candidates, order, stuff_role, is_thing)
-    owners = _assign_pixels(candidates, groups)
-    panoptic_seg = torch.zeros_like(owners)
+    owners, mask_areas = _assign_pixels(candidates, groups)
+    visible = _count_pixels(owners, len(groups))
+    ids = torch.zeros(len(groups) + 1, dtype=torch.int32, device=owners.device)
     segments_info: list[dict] = []
     for number, group in enumerate(groups):
-        visible = owners == number
-        mask_area = (candidates.mask_logits[group.members] > 0).any(dim=0).sum()
-        if not visible.any() or visible.sum() < overlap_threshold * mask_area:
+        if not visible[number] or visible[number] < overlap_threshold * mask_areas[number]:
             continue
         best = group.members[0]
         segments_info.append(
@@ -279,8 +322,8 @@ def panoptic_inference(
                 "name_score": float(candidates.name_scores[best]),
             }
         )
-        panoptic_seg[visible] = len(segments_info)
-    return panoptic_seg, segments_info
+        ids[number] = len(segments_info)
+    return _look_up(ids, owners), segments_info
 
 
 def panoptic_levels(
@@ -353,23 +396,47 @@ def _group_segments(
     return list(groups.values())
 
 
-def _assign_pixels(candidates: Instances, groups: Sequence[_SegmentGroup]) -> Tensor:
-    """Number of the group that wins each pixel, int32 (H, W), -1 for none."""
-    device = candidates.scores.device
-    best = torch.zeros(candidates.image_size, device=device)
-    owners = torch.full(candidates.image_size, -1, dtype=torch.int32, device=device)
+def _assign_pixels(
+    candidates: Instances, groups: Sequence[_SegmentGroup]
+) -> tuple[Tensor, list[int]]:
+    """Which group wins each pixel, int16 (H, W), their number for none; pixels of every mask."""
+    size, device = candidates.image_size, candidates.scores.device
+    best = torch.zeros(size, device=device)
+    owners = torch.full(size, len(groups), dtype=torch.int16, device=device)
+    areas = []
     for number, group in enumerate(groups):
         for index in group.members:
-            scores = pixel_scores(candidates, index)
-            wins = (candidates.mask_logits[index] > 0) & (scores > best)
-            best[wins] = scores[wins]
-            owners[wins] = number
-    return owners
+            for window, logits in candidates.pred_masks.windows(index):
+                scores = candidates.scores[index].float() * logits.sigmoid()
+                wins = (logits > 0) & (scores > best[window])
+                best[window] = torch.where(wins, scores, best[window])
+                owners[window].masked_fill_(wins, number)
+        areas.append(candidates.pred_masks[group.members].union().sum())
+    return owners, torch.stack(areas).tolist() if areas else []
 
 
-def pixel_scores(candidates: Instances, index: int) -> Tensor:
-    """Objectness times mask probability of one candidate, float32 (H, W) in [0, 1]."""
-    return candidates.scores[index].float() * candidates.mask_logits[index].float().sigmoid()
+def _stripes(size: Sequence[int]) -> Iterator[Window]:
+    """An image of (H, W) from the top down, in parts of a bounded number of pixels."""
+    height, width = size
+    step = max(1, _PIXELS_AT_ONCE // width)
+    for top in range(0, height, step):
+        yield slice(top, min(top + step, height)), slice(0, width)
+
+
+def _count_pixels(owners: Tensor, num_groups: int) -> list[int]:
+    """Pixels that each group won."""
+    counts = torch.zeros(num_groups + 1, dtype=torch.long, device=owners.device)
+    for window in _stripes(owners.shape):
+        counts += torch.bincount(owners[window].flatten(), minlength=num_groups + 1)
+    return counts[:num_groups].tolist()
+
+
+def _look_up(ids: Tensor, owners: Tensor) -> Tensor:
+    """The ids of the groups that won each pixel, (H, W); indices take eight bytes, so in parts."""
+    found = ids.new_empty(owners.shape)
+    for window in _stripes(owners.shape):
+        found[window] = ids[owners[window].long()]
+    return found
 
 
 def best_first(scores: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -383,15 +450,10 @@ def best_first(scores: Tensor, keep: Tensor | None = None) -> Tensor:
     return order if keep is None else order[keep[order]]
 
 
-def binarised(candidates: Instances) -> Instances:
-    """A copy with `pred_masks` (logits above 0) and `pred_boxes` in place of `mask_logits`."""
-    fields = {
-        name: value for name, value in candidates.get_fields().items() if name != "mask_logits"
-    }
-    masks = candidates.mask_logits > 0
-    return Instances(
-        candidates.image_size, **fields, pred_masks=masks, pred_boxes=masks_to_boxes(masks)
-    )
+def boxed(candidates: Instances) -> Instances:
+    """A copy with tight `pred_boxes`."""
+    fields = candidates.get_fields()
+    return Instances(candidates.image_size, **fields, pred_boxes=candidates.pred_masks.boxes())
 
 
 def classes_at(candidates: Instances, level: str) -> Tensor:

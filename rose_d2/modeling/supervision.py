@@ -274,8 +274,8 @@ class Supervisor:
             return 0 * quality + 0 * prior_quality
         masks = instances.gt_masks.tensor[objects].to(quality.device)  # bool (M, I, I)
         with torch.no_grad():
-            logits = self.mask_head.upscale(drawn.logits, view_size(item), masks.shape[-2:])
-            ious = paired_mask_iou(logits > 0, masks)
+            answers = self.mask_head.upscale(drawn.logits, view_size(item), masks.shape[-2:])
+            ious = paired_mask_iou(answers.tensor, masks)
         errors = (quality - ious) ** 2
         prior = item.get("prior_mask")
         if prior is None or not prior.any():

@@ -153,7 +153,7 @@ def merge_semantic(
         (C, H, W).
     """
     merged = sem_seg.clone()
-    ceiling = max(float(sem_seg.max()), non_object_score)
+    ceiling = max(float(merged.max()), non_object_score)
     pairs = [pair for pair in zip(regions, answers, strict=True) if is_answered(pair[1])]
     for region, answer in sorted(pairs, key=lambda pair: _ORDER.index(pair[0].situation)):
         score = ceiling + float(answer["ref_score"])

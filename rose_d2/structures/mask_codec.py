@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from rose_d2.dependencies import require
 
+# Pixels of masks that are encoded together.
+_PIXELS_AT_ONCE = 1 << 24
 # Coordinates beyond are a mistake of the file, in pixels.
 _FARTHEST = 1e6
 # Lists in lists around the corners of a polygon.
@@ -23,16 +27,19 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     """Encode all masks of an image at once.
 
     Args:
-        masks: bool (N, H, W) on any device.
+        masks: bool (N, H, W) on any device, or `LogitMasks`, which are drawn a few at a time.
 
     Returns:
         N dicts with "size" [H, W] and "counts" as text, which JSON can hold.
     """
-    if not len(masks):
-        return []
-    # The code runs down the columns: turned on their side in one go, masks need no copy each.
-    columns = masks.transpose(1, 2).contiguous().cpu().numpy().view(np.uint8)  # (N, W, H)
-    return [_as_text(code) for code in coco_mask.encode(columns.transpose(2, 1, 0))]
+    codes: list[dict[str, Any]] = []
+    at_once = max(1, _PIXELS_AT_ONCE // max(1, math.prod(masks.shape[1:])))
+    for start in range(0, len(masks), at_once):
+        # The code runs down the columns: turned on their side together, masks need no copy each.
+        turned = torch.stack([mask.T for mask in masks[start : start + at_once]])  # (n, W, H)
+        columns = turned.cpu().numpy().view(np.uint8).transpose(2, 1, 0)
+        codes += [_as_text(code) for code in coco_mask.encode(columns)]
+    return codes
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:

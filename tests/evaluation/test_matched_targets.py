@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rose_d2.evaluation.matched_targets import MatchedTargets, evaluate_matched_targets
+from rose_d2.layers.logit_masks import LogitMasks
 
 
 def test_summary_averages_overall_and_per_role():
@@ -41,7 +42,7 @@ def test_every_target_is_measured_at_its_own_patch(tiny_model, make_input, monke
         return embed(proposals, index, patches)
 
     def draw(low_res, input_size, output_size):
-        return torch.where(truth[asked[-1]], 1.0, -1.0)
+        return LogitMasks(torch.where(truth[asked[-1]], 1.0, -1.0))
 
     monkeypatch.setattr(tiny_model.patch_analyzer, "embed", remember)
     monkeypatch.setattr(tiny_model.mask_head, "upscale", draw)

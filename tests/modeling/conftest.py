@@ -4,6 +4,7 @@ import pytest
 import torch
 from detectron2.structures import Instances
 
+from rose_d2.layers.logit_masks import LogitMasks
 from rose_d2.structures.category_names import CategoryNames
 from rose_d2.vocabulary.vocabulary import MAPPING_RULES
 
@@ -25,7 +26,7 @@ def make_candidates():
         candidates = Instances(
             size,
             scores=torch.tensor([row[0] for row in rows]),
-            mask_logits=logits,
+            pred_masks=LogitMasks(logits),
             pred_category_names=CategoryNames([row[1] for row in rows]),
             name_scores=torch.ones(len(rows)),
             pred_classes=classes,

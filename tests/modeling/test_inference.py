@@ -5,7 +5,10 @@ import dataclasses
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from rose_d2.layers.logit_masks import LogitMasks
 from rose_d2.modeling.inference import InferenceSettings
 from rose_d2.prompts.tasks import TASKS
 from rose_d2.structures.category_names import CategoryNames
@@ -378,11 +381,9 @@ class TestChanges:
         def answer(masks, *sizes):
             """The answer in place of what is drawn; the mask to be repaired as ever."""
             is_drawn = masks.min() < 0
-            return (
-                probabilities.logit().expand(len(masks), -1, -1)
-                if is_drawn
-                else upscale(masks, *sizes)
-            )
+            if not is_drawn:
+                return upscale(masks, *sizes)
+            return LogitMasks(probabilities.logit().expand(len(masks), -1, -1))
 
         monkeypatch.setattr(model.mask_head, "upscale", answer)
         item = make_input("refinement", prior_mask=prior, full_prior=full)
@@ -398,3 +399,27 @@ class TestChanges:
         change(model, change_margin=0.7)
         (careful,) = run(model, item)
         assert careful["ref_seg"][lower].all()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the bytes of the largest tensor that any operation returns."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        for value in tree_leaves(output):
+            if isinstance(value, torch.Tensor):
+                self.nbytes = max(self.nbytes, value.untyped_storage().nbytes())
+        return output
+
+
+@pytest.mark.parametrize("merge", ["max", "sum"])
+@pytest.mark.parametrize("task", ["instance", "semantic", "panoptic"])
+def test_memory_does_not_grow_with_masks_times_pixels(model, make_input, task, merge):
+    change(model, semantic_merge=merge, nms_thresh=1.0, nms_longest_side=64)
+    item = make_input(task, height=1500, width=2000)
+    with LargestTensor() as largest:
+        (output,) = run(model, item)
+    assert len(output["open_instances"]) >= 30
+    assert largest.nbytes <= 4 * 1500 * 2000

@@ -150,7 +150,7 @@ def test_position_prompt_is_sams_encoding_of_a_click_at_the_patch(sam: Sam):
 def test_upscaling_equals_sams_postprocessing(sam, head):
     low_res = torch.randn(2, 16, 16)
     expected = sam.postprocess_masks(low_res[:, None], (48, 64), (96, 128))[:, 0]
-    torch.testing.assert_close(head.upscale(low_res, (48, 64), (96, 128)), expected)
+    torch.testing.assert_close(head.upscale(low_res, (48, 64), (96, 128)).whole(), expected)
 
 
 def test_no_prompts_give_no_masks(head):
@@ -179,7 +179,7 @@ def test_perfect_logits_survive_the_way_back(head):
     masks[0, 21:63, 28:70] = True
     targets, _ = head.targets(masks, (64, 64))
     logits = (targets.clamp(0.01, 0.99)).logit()
-    back = head.upscale(logits, (64, 64), (84, 84)) > 0
+    back = head.upscale(logits, (64, 64), (84, 84)).tensor
     overlap = (back & masks).sum() / (back | masks).sum()
     assert overlap > 0.97
 

@@ -4,12 +4,11 @@ import torch
 from rose_d2.modeling.postprocessing import (
     SemanticScores,
     best_first,
-    binarised,
+    boxed,
     classes_at,
     instance_inference,
     panoptic_inference,
     panoptic_levels,
-    pixel_scores,
     referring_inference,
     semantic_inference,
     semantic_labels,
@@ -97,78 +96,89 @@ def test_a_class_counts_from_its_own_level_on(make_candidates):
     assert {level: classes_at(candidates, level).tolist() for level in expected} == expected
 
 
-def test_pixel_scores_are_objectness_times_probability(make_candidates):
-    candidates = make_candidates((0.5, "a", 0, 0, {(0, 1): 0.8, (1, 2): 0.4}), size=(1, 3))
-    expected = torch.tensor([[0.4, 0.2, 0.0]])
-    torch.testing.assert_close(pixel_scores(candidates, 0), expected, atol=1e-6, rtol=0)
-
-
 def test_best_first_is_stable_and_leaves_out():
     scores = torch.tensor([0.2, 0.7, 0.7, 0.9])
     assert best_first(scores).tolist() == [3, 1, 2, 0]
     assert best_first(scores, scores < 0.8).tolist() == [1, 2, 0]
 
 
-def test_masks_are_where_the_logit_is_above_zero(make_candidates):
+def test_boxes_are_tight_around_logits_above_zero(make_candidates):
     candidates = make_candidates((0.5, "a", 0, 0, {(0, 1): 0.51, (1, 2): 0.5}), size=(1, 3))
-    instances = binarised(candidates)
-    assert instances.pred_masks.tolist() == [[[True, False, False]]]
+    instances = boxed(candidates)
+    assert instances.pred_masks.tensor.tolist() == [[[True, False, False]]]
     assert instances.pred_boxes.tensor.tolist() == [[0, 0, 1, 1]]
-    assert not instances.has("mask_logits") and candidates.has("mask_logits")
-
-
-def _rows(*rows):
-    return [torch.tensor([row]) for row in rows]
+    assert not candidates.has("pred_boxes")
 
 
 class TestScores:
-    def test_maximum_of_the_candidates_of_a_class(self):
-        scores = SemanticScores((1, 4), 2, 0.05)
-        for class_id, row in zip(
-            (0, 0, 1),
-            _rows([0.4] * 2 + [0.0] * 2, [0.0, 0.5, 0.3, 0.0], [0.0, 0.0, 0.35, 0.0]),
-            strict=True,
-        ):
-            scores.add(class_id, row)
-        assert torch.equal(
-            scores.dense(),
-            torch.tensor([[[0.4, 0.5, 0.3, 0.0]], [[0.0, 0.0, 0.35, 0.0]]]),
+    @pytest.fixture
+    def make_scores(self, make_candidates):
+        """Scores of rows (class id, score of each of the columns); every objectness is 1."""
+
+        def make(*rows, num_classes=3, non_object=0.05, merge="max"):
+            width = len(rows[0]) - 1
+            candidates = make_candidates(
+                *(
+                    (1.0, "a", row[0], 0, {(x, x + 1): row[x + 1] for x in range(width)})
+                    for row in rows
+                ),
+                size=(1, width),
+            )
+            classes = candidates.pred_classes
+            return SemanticScores(candidates, classes, num_classes, non_object, merge)
+
+        return make
+
+    def test_they_are_objectness_times_probability(self, make_candidates):
+        candidates = make_candidates((0.5, "a", 0, 0, {(0, 1): 0.8, (1, 2): 0.4}), size=(1, 3))
+        scores = SemanticScores(candidates, candidates.pred_classes, 1, 0.05)
+        expected = torch.tensor([[[0.4, 0.2, 0.0]]])
+        torch.testing.assert_close(scores.tensor, expected, atol=1e-6, rtol=0)
+
+    def test_maximum_of_the_candidates_of_a_class(self, make_scores):
+        scores = make_scores(
+            (0, 0.4, 0.4, 0.0, 0.0),
+            (0, 0.0, 0.5, 0.3, 0.0),
+            (-1, 1.0, 1.0, 1.0, 1.0),
+            (1, 0.0, 0.0, 0.35, 0.0),
+            num_classes=2,
         )
+        expected = torch.tensor([[[0.4, 0.5, 0.3, 0.0]], [[0.0, 0.0, 0.35, 0.0]]])
+        torch.testing.assert_close(scores.tensor, expected)
+        assert scores.shape == (2, 1, 4)
         assert scores.labels().dtype == torch.int16
         assert scores.labels().tolist() == [[0, 0, 1, 2]]
 
-    def test_sum_of_the_candidates_of_a_class(self):
-        scores = SemanticScores((1, 2), 3, 0.05, merge="sum")
-        for class_id, row in zip(
-            (2, 1, 2), _rows([0.25, 0.5], [0.5, 0.25], [0.5, 0.0]), strict=True
-        ):
-            scores.add(class_id, row)
-        assert scores.dense()[2].tolist() == [[0.75, 0.5]]
+    def test_sum_of_the_candidates_of_a_class(self, make_scores):
+        scores = make_scores((2, 0.25, 0.5), (1, 0.5, 0.25), (2, 0.5, 0.0), merge="sum")
+        torch.testing.assert_close(scores.tensor[2], torch.tensor([[0.75, 0.5]]))
         assert scores.labels().tolist() == [[2, 2]]
 
-    def test_ties_go_to_the_smaller_class_and_before_no_object(self):
-        scores = SemanticScores((1, 3), 3, 0.5)
-        for class_id, row in zip(
-            (2, 0, 1), _rows([0.5, 0.75, 0.0], [0.25, 0.75, 0.25], [0.0, 0.0, 0.5]), strict=True
-        ):
-            scores.add(class_id, row)
+    @pytest.mark.parametrize("merge", ["max", "sum"])
+    def test_ties_go_to_the_smaller_class_and_before_no_object(self, make_scores, merge):
+        rows = (2, 0.5, 0.75, 0.0), (0, 0.25, 0.75, 0.25), (1, 0.0, 0.0, 0.5)
+        scores = make_scores(*rows, non_object=0.5, merge=merge)
         assert scores.labels().tolist() == [[2, 0, 1]]
 
+    @pytest.mark.parametrize("non_object", [0.0, 0.3])
     @pytest.mark.parametrize("merge", ["max", "sum"])
-    def test_labels_are_the_best_channel(self, merge):
+    def test_labels_are_the_best_channel(self, make_scores, merge, non_object):
         generator = torch.Generator().manual_seed(0)
-        scores = SemanticScores((8, 9), 40, 0.3, merge)
-        for class_id in (31, 4, 4, 17, 0, 31):
-            # Few values, so that scores often tie.
-            scores.add(class_id, torch.randint(0, 5, (8, 9), generator=generator) / 5)
-        best, classes = scores.dense().max(dim=0)
-        expected = torch.where(best >= 0.3, classes, 40)
-        assert (expected == 40).any() and torch.equal(scores.labels().long(), expected)
-        assert torch.equal(semantic_labels(scores.dense(), 0.3), scores.labels())
+        # Few values, so that scores often tie.
+        rows = [
+            (class_id, *(torch.randint(0, 4, (500,), generator=generator) / 5).tolist())
+            for class_id in (31, 4, 4, 17, 0, 31)
+        ]
+        scores = make_scores(*rows, num_classes=40, non_object=non_object, merge=merge)
+        best, classes = scores.tensor.max(dim=0)
+        expected = torch.where(best >= non_object, classes, 40)
+        assert (expected == 40).any() == (non_object > 0)
+        assert torch.equal(scores.labels().long(), expected)
+        assert torch.equal(semantic_labels(scores.tensor, non_object), scores.labels())
 
-    def test_unknown_merge_is_refused(self):
+    def test_unknown_merge_is_refused(self, make_scores):
         with pytest.raises(ValueError, match="'mean'.*'max' or 'sum'"):
-            SemanticScores((2, 2), 2, 0.05, merge="mean")
+            make_scores((0, 0.5), merge="mean")
 
 
 class TestSemanticLevels:

@@ -9,6 +9,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
 
+from rose_d2.layers.logit_masks import LogitMasks
 from rose_d2.modeling.supervision import NO_TARGET_NAME, LossWeights, PairSupervision, RoseCriterion
 from rose_d2.structures.category_names import CategoryNames
 
@@ -48,7 +49,7 @@ def test_masks_and_the_priors_are_rated_by_their_overlap(tiny_cfg, make_input, m
     one = make_input()["instances"][:1]
     (mask,) = one.gt_masks.tensor
     whole = torch.full((1, *mask.shape), 5.0)  # logits of everything
-    monkeypatch.setattr(model.mask_head, "upscale", lambda logits, *_: whole)
+    monkeypatch.setattr(model.mask_head, "upscale", lambda logits, *_: LogitMasks(whole))
     ratings = torch.zeros(1, 4)
     model.mask_head.mask_decoder.iou_prediction_head.register_forward_hook(
         lambda _, inputs, output: output * 0 + ratings

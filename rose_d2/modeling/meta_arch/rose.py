@@ -162,18 +162,19 @@ class ROSE(nn.Module):
             In training, scalars by loss name. Otherwise B dicts at the original size:
 
             * "open_instances": all that was found, whatever its name: Instances with pred_masks
-              (N, H, W), pred_boxes, scores, pred_classes (at the level TEST.VOCABULARY.LEVEL; -1:
-              the dataset has no class of this name), pred_category_names, name_scores
-              (probabilities, the geometric mean over a name's tokens), pred_roles, pred_patches;
-              for dense tasks with a vocabulary also mapped_classes (by any rule) and mapping_rules
-              (indices into MAPPING_RULES);
+              (`LogitMasks`, bool (N, H, W) where a tensor is asked for), pred_boxes, scores,
+              pred_classes (at the level TEST.VOCABULARY.LEVEL; -1: the dataset has no class of this
+              name), pred_category_names, name_scores (probabilities, the geometric mean over a
+              name's tokens), pred_roles, pred_patches; for dense tasks with a vocabulary also
+              mapped_classes (by any rule) and mapping_rules (indices into MAPPING_RULES);
             * "instances": those of them that are things of the dataset, as detectron2's evaluators
               and Visualizer want them; all of them without a dataset;
             * "metadata": what the classes are, for detectron2's Visualizer. Those of the dataset;
               without one thing_classes and stuff_classes are the names in this image (the
               candidates first) and pred_classes and category_id count them;
-            * "sem_seg": (C, H, W) scores, and "sem_seg_labels": int16 (H, W), C where "no object",
-              whose score is "non_object_score", beats them all (semantic task, with a vocabulary);
+            * "sem_seg": (C, H, W) scores (`SemanticScores`, a float tensor where one is asked for),
+              and "sem_seg_labels": int16 (H, W), C where "no object", whose score is
+              "non_object_score", beats them all (semantic task, with a vocabulary);
             * "panoptic_seg": (id map (H, W), segments_info) (panoptic task);
             * "levels": what counts at each level of name mapping (both tasks, with a
               vocabulary): level -> {"sem_seg_labels": int16 (H, W), C = no object} or
