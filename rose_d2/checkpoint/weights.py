@@ -221,7 +221,7 @@ def read_torch_file(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
             f"{path} is no file that PyTorch can read without running code from it "
-            f"({first[:150]}): it is damaged or of another format."
+            f"({first[:150]!r}): it is damaged or of another format."
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; a dict of tensors is needed.")

@@ -32,6 +32,7 @@ Id = int | str
 # Python refuses to read longer ones.
 _LONGEST_NUMBER = 4000
 _MOST_PIXELS = 10**9
+_ONE_PIXEL = 2.0
 COCO_KEYS = ("images", "annotations", "categories")
 _WHOLE_NUMBER = re.compile(r"(-?(?:0|[1-9]\d*))(?:\.0+)?")
 _MARKS = (
@@ -41,7 +42,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_CROWD_WORDS = {None: 0, False: 0, True: 1, "": 0, "0": 0, "1": 1, "false": 0, "true": 1}
+_CROWD_WORDS = {None: 0, False: 0, True: 1, "": 0, "false": 0, "true": 1}
 
 
 def read_text(path: str | Path) -> str:
@@ -363,6 +364,23 @@ def convert_annotation(
     return {"iscrowd": crowd, "bbox": box, "segmentation": segmentation}
 
 
+def covers_nothing(annotation: Mapping[str, Any], height: int, width: int) -> bool:
+    """Whether an object is drawn, but so small that it covers no pixel.
+
+    Args:
+        annotation: from `convert_annotation`.
+        height: of its image.
+        width: of its image.
+    """
+    polygons = annotation["segmentation"]
+    if isinstance(polygons, dict):
+        return False
+    # Drawing all would double the time of loading.
+    if any(max(p[k::2]) - min(p[k::2]) > _ONE_PIXEL for p in polygons for k in (0, 1)):
+        return False
+    return not coco_mask.area(segmentation_to_rle(polygons, height, width))
+
+
 def _is_empty(segmentation: list | dict) -> bool:
     return isinstance(segmentation, dict) and not coco_mask.area(segmentation)
 
@@ -374,6 +392,8 @@ def crowd_flag(value: Any) -> int:
         UnusableMaskError: it is anything else.
     """
     key = value.strip().lower() if isinstance(value, str) else value
+    number = plain_id(key)
+    key = number if isinstance(number, int) else key
     if isinstance(key, list | dict) or key not in _CROWD_WORDS:
         raise UnusableMaskError("annotations with an unknown iscrowd", f"iscrowd is {value!r}")
     return _CROWD_WORDS[key]

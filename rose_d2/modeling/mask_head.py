@@ -520,7 +520,7 @@ def _load(sam: Sam, path: Path) -> None:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise ValueError(
             f"{path} (MODEL.MASK_HEAD.SAM_CHECKPOINT) is no file that PyTorch can read without "
-            f"running code from it ({first[:150]}); download it again."
+            f"running code from it ({first[:150]!r}); download it again."
         ) from error
     try:
         sam.load_state_dict(state)

@@ -222,8 +222,8 @@ def _clean_code(code: Mapping[str, Any], height: int, width: int) -> dict[str, A
 
 
 def _runs_of_list(counts: Any) -> np.ndarray:
-    runs = np.array([int(count) for count in counts], dtype=np.int64)
-    if any(int(count) != count for count in counts):
+    runs = np.array([int(float(count)) for count in counts], dtype=np.int64)
+    if any(int(float(count)) != float(count) for count in counts):
         raise ValueError("its counts are no whole numbers")
     return runs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from rose_d2.structures.mask_codec import encode_mask
+from rose_d2.structures.mask_codec import decode_mask, encode_mask
 
 # Values that have no business where they land.
 STRANGE: tuple[Any, ...] = (
@@ -87,6 +88,149 @@ def annotations() -> dict[str, Any]:
         ],
         "categories": [{"id": 3, "name": "box"}, {"id": 4, "name": "ball"}],
     }
+
+
+def said_otherwise(content: dict[str, Any], draw: random.Random) -> dict[str, Any]:
+    """The same annotation file as another tool would write it."""
+    content = json.loads(json.dumps(content))
+    for change in _REWORDINGS:
+        if draw.random() < 0.3:
+            content = change(content, draw) or content
+    return content
+
+
+def _each_annotation(change: Callable[[dict[str, Any], random.Random], Any]) -> Callable:
+    """A change of some annotations."""
+
+    def changed(content: dict[str, Any], draw: random.Random) -> None:
+        for annotation in content["annotations"]:
+            if draw.random() < 0.6:
+                change(annotation, draw)
+
+    return changed
+
+
+def _ids_as(form: Callable[[int], Any]) -> Callable:
+    def changed(content: dict[str, Any], draw: random.Random) -> None:
+        parts = [("images", "id"), ("annotations", "image_id"), ("annotations", "category_id")]
+        parts.append(("categories", "id"))
+        for key, field in draw.sample(parts, draw.randint(1, 4)):
+            for entry in content[key]:
+                entry[field] = form(int(entry[field]))
+
+    return changed
+
+
+def _redrawn(annotation: dict[str, Any], draw: random.Random) -> None:
+    """The same mask as another kind of segmentation."""
+    mask = decode_mask(annotation["segmentation"], 12, 16)
+    text = encode_mask(mask)
+    runs = [len(list(group)) for _, group in itertools.groupby(mask.T.ravel().tolist())]
+    counts = [0, *runs] if mask.T.ravel()[0] else runs
+    forms: list[Any] = [text, {"size": [12.0, "16"], "counts": counts}, [text], [text, text]]
+    polygon = annotation["segmentation"]
+    if isinstance(polygon, list) and isinstance(polygon[0], list):
+        flat = [float(number) for number in np.ravel(polygon[0])]
+        pairs = np.reshape(flat, (-1, 2)).tolist()
+        forms += [flat, [flat], [pairs], pairs, [[pairs]], [[str(number) for number in flat]]]
+        forms += [[flat, flat[:4]], [flat, []]]
+    annotation["segmentation"] = draw.choice(forms)
+
+
+def _renumbered(content: dict[str, Any], draw: random.Random) -> None:
+    """Annotation ids that start again in every image, are text, or nothing."""
+    new = draw.choice([lambda n: n // 2, str, lambda n: f"uuid-{n}", lambda _: None, lambda _: 0])
+    for number, annotation in enumerate(content["annotations"]):
+        annotation["id"] = new(number)
+
+
+def _dropped(content: dict[str, Any], draw: random.Random) -> None:
+    for annotation in content["annotations"]:
+        for key in draw.sample(["id", "bbox", "area"], draw.randint(1, 3)):
+            if draw.random() < 0.5:
+                annotation.pop(key, None)
+            else:
+                annotation[key] = None
+
+
+def _crowds(annotation: dict[str, Any], draw: random.Random) -> None:
+    is_crowd = annotation["iscrowd"] in (1, True, "1")
+    forms = [1, True, "1", "true", 1.0] if is_crowd else [0, None, False, "0", "", "False", 0.0]
+    annotation["iscrowd"] = draw.choice(forms)
+
+
+def _sizes(content: dict[str, Any], draw: random.Random) -> None:
+    for image in content["images"]:
+        for key in ("height", "width"):
+            image[key] = draw.choice([float(image[key]), str(image[key]), None, 0, 10**9])
+
+
+def _by_id(content: dict[str, Any], draw: random.Random) -> None:
+    for key in draw.sample(["annotations", "images", "categories"], draw.randint(1, 3)):
+        entries = content[key]
+        names = [str(e.get("id")) for e in entries]
+        if len(set(names)) == len(names):
+            content[key] = dict(zip(names, entries, strict=True))
+
+
+def _other_paths(content: dict[str, Any], draw: random.Random) -> None:
+    before = draw.choice([".\\", "C:\\data\\images\\", "/home/someone/images/", "./"])
+    for image in content["images"]:
+        image["file_name"] = before + image["file_name"]
+
+
+def _extra_entries(content: dict[str, Any], draw: random.Random) -> None:
+    """What other tools add: a root category, an annotation of no image, one without a mask."""
+    extra = {"id": 999, "image_id": 1, "category_id": 3, "bbox": [1, 1, 2, 2]}
+    additions: list[tuple[str, dict[str, Any]]] = [
+        ("annotations", extra),
+        ("annotations", extra | {"segmentation": []}),
+        ("annotations", extra | {"image_id": 77, "segmentation": [[1, 1, 5, 1, 5, 5]]}),
+        ("annotations", extra | {"segmentation": [[1, 1, 5, float("nan"), 5, 5]]}),
+        ("annotations", extra | {"segmentation": [[1, 1, 2e8, 1, 5, 5]]}),
+        ("categories", {"id": 0, "name": "box", "supercategory": "none"}),
+    ]
+    for key, entry in draw.sample(additions, draw.randint(1, 3)):
+        content[key].append(entry)
+    content["info"], content["licenses"] = {"version": "1"}, [None]
+
+
+# Those that add or restructure come last.
+_REWORDINGS: tuple[Callable, ...] = (
+    _ids_as(float),
+    _ids_as(str),
+    _ids_as(lambda number: f"{number}.0"),
+    _each_annotation(_redrawn),
+    _each_annotation(_crowds),
+    _renumbered,
+    _dropped,
+    _sizes,
+    _other_paths,
+    _extra_entries,
+    _by_id,
+)
+
+
+def in_some_encoding(text: str, draw: random.Random) -> bytes:
+    """Text with another line end, and a byte order mark where the encoding needs one."""
+    text = draw.choice([text, text.replace("\n", "\r\n")])
+    return text.encode(draw.choice(["utf-8", "utf-8-sig", "utf-16", "utf-32"]))
+
+
+def save_labels(labels: np.ndarray, path: Path, draw: random.Random) -> None:
+    """A label image, uint8 (H, W), in one of the forms that mean the same."""
+    grey = Image.fromarray(labels)
+    palette = Image.fromarray(labels, "P")
+    palette.putpalette([draw.randrange(256) for _ in range(768)])
+    alpha = np.dstack([*[labels] * 3, np.full_like(labels, 255)])
+    forms = [
+        grey,
+        palette,
+        Image.fromarray(labels.astype(np.uint16)),
+        Image.merge("RGB", [grey] * 3),
+    ]
+    forms += [Image.fromarray(labels.astype(np.int32), "I"), Image.fromarray(alpha)]
+    draw.choice(forms).save(path, compress_level=draw.randint(0, 9), optimize=draw.random() < 0.5)
 
 
 def write_images(folder: Path) -> None:

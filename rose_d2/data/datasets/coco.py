@@ -18,6 +18,7 @@ from detectron2.structures import BoxMode
 
 from rose_d2.data.coco_files import (
     convert_annotation,
+    covers_nothing,
     crowd_flag,
     describe,
     locate,
@@ -169,6 +170,13 @@ def _require_objects(records: list[dict[str, Any]], listed: int, broken: BrokenA
         ValueError: there is none.
     """
     usable = [annotation for record in records for annotation in record["annotations"]]
+    objects = [(a, record) for record in records for a in record["annotations"] if not a["iscrowd"]]
+    unseen = sum(covers_nothing(a, record["height"], record["width"]) for a, record in objects)
+    if 2 * unseen > len(objects):
+        broken.note(
+            f"{unseen} of {len(objects)} objects are so small that they cover no pixel; corners "
+            "are in pixels, not in shares of the image"
+        )
     crowds = sum(annotation["iscrowd"] for annotation in usable)
     if crowds and 2 * crowds > len(usable):
         which = "all" if crowds == len(usable) else f"{crowds} of {len(usable)}"
@@ -176,7 +184,7 @@ def _require_objects(records: list[dict[str, Any]], listed: int, broken: BrokenA
             f"{which} annotations are crowds (iscrowd 1), which are neither learned nor scored; "
             "set iscrowd to 0 where they are objects"
         )
-    if crowds == len(usable):
+    if crowds == len(usable) or unseen == len(objects):
         raise ValueError(
             f"{broken.source}: no object is left of {listed} annotations in {len(records)} images"
             + "".join(f"; {part}" for part in broken.parts())

@@ -198,6 +198,7 @@ SQUARE = [1, 1, 4, 1, 4, 3, 1, 3]
         [SQUARE, [5, 5, 6, 6]],
         ["1", "1", "4", "1", "4", "3", "1", "3"],
         {"size": [6.0, 8.0], "counts": [7, 2, 4, 2, 4, 2, 27]},
+        {"size": ["6", "8"], "counts": ["7", 2.0, "4.0", 2, 4, 2, 27]},
         [{"size": [6, 8], "counts": [7, 2, 39]}, {"size": [6, 8], "counts": [48]}],
     ],
 )
@@ -226,6 +227,7 @@ def test_iscrowd_is_read_in_every_form(coco, iscrowd):
         ({"segmentation": {"counts": [48]}}, "a damaged run-length code"),
         ({"segmentation": {"size": [8, 6], "counts": [48]}}, "another size than their image"),
         ({"segmentation": []}, "a box but no mask"),
+        ({"segmentation": [[0.1, 0.1, 0.5, 0.1, 0.5, 0.5]]}, "1 of 1 objects are so small"),
         ({"segmentation": None, "bbox": None}, "without a mask"),
         ({"iscrowd": "perhaps"}, "an unknown iscrowd"),
         ({"iscrowd": 1}, r"all annotations are crowds \(iscrowd 1\).*set iscrowd to 0"),
