@@ -210,7 +210,7 @@ def _add_input(cfg: CN) -> None:
     # A broken annotation or image stops the run; False: it is counted, reported and left out.
     cfg.DATASETS.STRICT = False
     # What is asked about an image that comes without words (detectron2's own predictor, mapper and
-    # tools): semantic | instance | panoptic.
+    # tools): semantic | instance | panoptic; answered in the classes of the first test dataset.
     cfg.INPUT.DEFAULT_TASK = "panoptic"
     # Share of dense samples whose prompt lists class candidates (true names plus distractors).
     cfg.INPUT.CANDIDATE_PROB = 0.0
