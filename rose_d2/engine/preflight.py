@@ -347,6 +347,12 @@ def _text_tower(job: Job) -> Finding:
 def _weights(job: Job) -> Finding:
     path = job.cfg.MODEL.WEIGHTS
     if not path:
+        if not job.trains and not RoseCheckpointer(None, job.cfg.OUTPUT_DIR).has_checkpoint():
+            raise ValueError(
+                "MODEL.WEIGHTS is empty (a language model alone counts as that) and OUTPUT_DIR has "
+                "no checkpoint, so there is nothing to evaluate: name a .safetensors file, a "
+                "checkpoint or an exported folder."
+            )
         return Finding("weights", "none named: from the bases, or from the last checkpoint")
     if "://" in path:
         return Finding("weights", f"{path}, to be downloaded")

@@ -55,8 +55,9 @@ def test_every_row_is_there_and_nothing_is_made(cfg, tmp_path):
     assert not (tmp_path / "out").exists()
     assert [row.split()[0] for row in format_findings(found).splitlines()] == ["ok"] * len(ROWS)
     # What evaluation does without is not asked for.
-    evaluated = {finding.what for finding in preflight(Job(cfg, trains=False))}
-    assert set(ROWS) - evaluated == {"recipe", "text tower", "training data", "disk"}
+    evaluated = {finding.what: finding for finding in preflight(Job(cfg, trains=False))}
+    assert "nothing to evaluate" in evaluated["weights"].problem
+    assert set(ROWS) - evaluated.keys() == {"recipe", "text tower", "training data", "disk"}
 
 
 def test_a_pretended_hub_name_without_hub_is_one_sentence_and_the_sizes_are_known(cfg, monkeypatch):
@@ -180,7 +181,7 @@ def test_a_job_that_cannot_start_says_the_first_reason(cfg, tmp_path, capsys):
 @pytest.mark.parametrize(("model", "status"), [("rose_tiny", 0), ("rose_7b", 1)])
 def test_check_does_only_that(tmp_path, model, status):
     """Without a GPU 7B cannot start at all; the tiny model can on the shipped data, if none."""
-    opts = ["DATASETS.TRAIN", "()"] if status else []
+    opts = ["DATASETS.TRAIN", "()"] if status else ["MODEL.WEIGHTS", "checkpoints/rose_tiny"]
     said = run_script(
         "train_net.py",
         *("--config-file", f"configs/{model}.yaml", "--check", "--eval-only"),
