@@ -8,6 +8,8 @@ r"""Measure speed and memory.
     python tools/benchmark.py train --config-file configs/rose_tiny.yaml   # optimizer steps
     python tools/benchmark.py train --num-objects 10 50 200                # and of full scenes
     python tools/benchmark.py infer --config-file configs/rose_tiny.yaml --batch-size 1 4
+    python tools/benchmark.py infer --dataset clipart_panoptic_val --num 40 \
+        --opts MODEL.WEIGHTS checkpoints/rose_tiny                         # as it is used
 
 `data` reports how many images a second one process prepares, at the image size of
 configs/rose_7b.yaml (672 for the language model, 1024 for SAM) or of another config, and where the
@@ -18,6 +20,7 @@ they report the time of each part, images a second, the peak memory and the FLOP
 """
 
 import argparse
+import itertools
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -42,7 +45,12 @@ from rose_d2.profiling.pipeline import (
     measure_throughput,
     register_coco_like,
 )
-from rose_d2.profiling.steps import measure_inference, measure_training, report_step
+from rose_d2.profiling.steps import (
+    measure_answers,
+    measure_inference,
+    measure_training,
+    report_step,
+)
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -83,6 +91,11 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     infer.add_argument(
         "--batch-size", type=int, nargs="+", default=[1], help="images at once (default: 1)"
     )
+    infer.add_argument(
+        "--dataset",
+        help="measure MODEL.WEIGHTS on the images of this registered dataset, in place of random "
+        "weights, with which all of the top K are kept and named: the most there can be",
+    )
     for command in (train, infer):
         command.add_argument(
             "--num", type=int, default=5, help="steps to measure (default: %(default)s)"
@@ -116,14 +129,20 @@ def report_memory(cfg: CfgNode, dataset: str, num: int) -> None:
         print(f"    {samples:7d} samples  {megabytes:8.1f} MB")
 
 
-def report_evaluation(cfg: CfgNode, dataset: str, num: int) -> None:
-    """Print what evaluating one dataset costs beside the model."""
-    check_test_datasets([dataset])
+def load_model(cfg: CfgNode) -> torch.nn.Module:
+    """The model with MODEL.WEIGHTS, in evaluation mode."""
     model = RoseTrainer.build_model(cfg).eval()
     if cfg.MODEL.WEIGHTS:
         RoseCheckpointer(model).load(cfg.MODEL.WEIGHTS)
     else:
         print("MODEL.WEIGHTS is empty: random weights find other things than trained ones")
+    return model
+
+
+def report_evaluation(cfg: CfgNode, dataset: str, num: int) -> None:
+    """Print what evaluating one dataset costs beside the model."""
+    check_test_datasets([dataset])
+    model = load_model(cfg)
     loader = build_rose_test_loader(cfg, dataset)
     with tempfile.TemporaryDirectory() as folder:
         evaluator = build_evaluator(cfg, dataset, folder)
@@ -154,9 +173,22 @@ def report_training(cfg: CfgNode, num: int, num_objects: int) -> None:
 
 
 def report_inference(cfg: CfgNode, batch_size: int, num: int) -> None:
-    """Print what one batch at inference costs."""
+    """Print what one batch at inference costs at most."""
     cost = measure_inference(cfg, batch_size, num)
     title = f"inference: {batch_size} images, top {cfg.TEST.TOP_K}, all of them named"
+    print(report_step(title, cfg, cost))
+
+
+def report_answers(cfg: CfgNode, dataset: str, batch_size: int, num: int) -> None:
+    """Print what one batch of a dataset's images costs with trained weights."""
+    check_test_datasets([dataset])
+    cfg.TEST.IMS_PER_BATCH = batch_size
+    loader = build_rose_test_loader(cfg, dataset)
+    batches = [batch for batch in itertools.islice(loader, num) if len(batch) == batch_size]
+    if not batches:
+        raise ValueError(f"{dataset} has less than {batch_size} images; use a smaller batch.")
+    cost = measure_answers(load_model(cfg), batches)
+    title = f"inference: {batch_size} images of {dataset}, means and median of {len(batches)}"
     print(report_step(title, cfg, cost))
 
 
@@ -171,7 +203,10 @@ def benchmark(args: argparse.Namespace) -> None:
             report_training(cfg, args.num, num_objects)
     elif args.command == "infer":
         for batch_size in args.batch_size:
-            report_inference(cfg, batch_size, args.num)
+            if args.dataset:
+                report_answers(cfg, args.dataset, batch_size, args.num)
+            else:
+                report_inference(cfg, batch_size, args.num)
     else:
         report = report_memory if args.memory else report_speed
         with tempfile.TemporaryDirectory() as folder:

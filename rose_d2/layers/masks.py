@@ -113,6 +113,8 @@ def pairwise_intersection(masks_a: Tensor, masks_b: Tensor) -> Tensor:
             "bring both to one size first."
         )
     flat_a, flat_b = masks_a.flatten(1), masks_b.flatten(1)  # (N, H*W), (M, H*W)
+    if flat_a.device.type == "cpu":
+        return _shared_bits(_packed(flat_a), _packed(flat_b))
     counts = torch.zeros(len(flat_a), len(flat_b), dtype=torch.long, device=flat_a.device)
     # Chunks bound the float copies; without autocast, since float16 cannot count to 65536.
     with torch.autocast(device_type=flat_a.device.type, enabled=False):
@@ -120,6 +122,19 @@ def pairwise_intersection(masks_a: Tensor, masks_b: Tensor) -> Tensor:
             pixels = slice(start, start + _PIXELS_PER_CHUNK)
             counts += (flat_a[:, pixels].float() @ flat_b[:, pixels].float().T).long()
     return counts
+
+
+def _packed(masks: Tensor) -> np.ndarray:
+    """Bool (N, X) as bits, uint64 (N, ceil(X / 64))."""
+    bits = np.packbits(masks.numpy(), axis=1)
+    return np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8))).view(np.uint64)
+
+
+def _shared_bits(bits_a: np.ndarray, bits_b: np.ndarray) -> Tensor:
+    counts = np.zeros((len(bits_a), len(bits_b)), dtype=np.int64)
+    for row, bits in zip(counts, bits_a, strict=True):
+        row[:] = np.bitwise_count(bits & bits_b).sum(axis=1, dtype=np.int64)
+    return torch.from_numpy(counts)
 
 
 def mask_centre(mask: Tensor) -> tuple[float, float]:

@@ -403,16 +403,19 @@ def _assign_pixels(
     size, device = candidates.image_size, candidates.scores.device
     best = torch.zeros(size, device=device)
     owners = torch.full(size, len(groups), dtype=torch.int16, device=device)
-    areas = []
+    areas = torch.zeros(len(groups), dtype=torch.long, device=device)
     for number, group in enumerate(groups):
         for index in group.members:
             for window, logits in candidates.pred_masks.windows(index):
+                inside = logits > 0
                 scores = candidates.scores[index].float() * logits.sigmoid()
-                wins = (logits > 0) & (scores > best[window])
+                wins = inside & (scores > best[window])
                 best[window] = torch.where(wins, scores, best[window])
                 owners[window].masked_fill_(wins, number)
-        areas.append(candidates.pred_masks[group.members].union().sum())
-    return owners, torch.stack(areas).tolist() if areas else []
+                areas[number] += inside.sum()
+        if len(group.members) > 1:  # what they share counts once
+            areas[number] = candidates.pred_masks[group.members].union().sum()
+    return owners, areas.tolist()
 
 
 def _stripes(size: Sequence[int]) -> Iterator[Window]:

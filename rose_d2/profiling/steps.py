@@ -8,7 +8,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,6 @@ from rose_d2.modeling.meta_arch.rose import ROSE
 from rose_d2.profiling.inputs import FEW_OBJECTS, synthetic_inputs, without_downloads
 
 BACKBONE_PARTS = ("SigLIP and projector", "LLM prefill", "SAM encoder")
-CANDIDATE_PARTS = ("heads", "SAM decoder", "name decoding")
 
 
 @dataclass(frozen=True)
@@ -117,12 +116,24 @@ def measure_inference(cfg: CfgNode, batch_size: int, num_steps: int) -> StepCost
         num_steps: measured batches.
     """
     model, batch = _start_inference(cfg, batch_size)
-    peak = _inference_peak(model, batch)
+    return measure_answers(model, [batch] * num_steps)
+
+
+@torch.no_grad()
+def measure_answers(model: ROSE, batches: Sequence[list[dict]]) -> StepCost:
+    """Measure a trained model's inference, memory and operations of the first batch.
+
+    Args:
+        model: in evaluation mode, with its weights.
+        batches: inputs of the model, at least one batch.
+    """
+    peak = _inference_peak(model, batches[0])
     with StepFlops(model) as counted:
-        model(batch)
+        model(batches[0])
+    remaining = iter(batches)
     with PartTimes(model) as times:
-        seconds, parts = _time(lambda: model(batch), times, num_steps)
-    return StepCost(seconds, batch_size, parts, peak, counted.forward)
+        seconds, parts = _time(lambda: model(next(remaining)), times, len(batches))
+    return StepCost(seconds, len(batches[0]), parts, peak, counted.forward)
 
 
 def _start_training(cfg: CfgNode, num_objects: int) -> tuple[ROSE, StepEngine]:
@@ -279,10 +290,15 @@ class PartTimes:
                 leave = module.register_forward_hook(self._leave)
                 self._exit.callback(enter.remove)
                 self._exit.callback(leave.remove)
-        decoder = self._model.inference.category_decoder
-        for method in ("loss", "generate"):
-            setattr(decoder, method, self._timed("name decoding", getattr(decoder, method)))
-            self._exit.callback(delattr, decoder, method)
+        inference = self._model.inference
+        for owner, method, name in (
+            (inference.category_decoder, "loss", "name decoding"),
+            (inference.category_decoder, "generate", "name decoding"),
+            (inference, "suppress", "mask NMS"),
+            (inference, "answer", "merging and drawing"),
+        ):
+            setattr(owner, method, self._timed(name, getattr(owner, method)))
+            self._exit.callback(delattr, owner, method)
         return self
 
     def __exit__(
@@ -409,12 +425,11 @@ def report_step(title: str, cfg: CfgNode, cost: StepCost) -> str:
         share = 100 * seconds / sum(cost.parts.values())
         lines.append(f"    {1000 * seconds:10.1f} ms {share:5.1f} %  {name}")
     backbones = sum(cost.parts.get(part, 0.0) for part in BACKBONE_PARTS)
-    candidates = sum(cost.parts.get(part, 0.0) for part in CANDIDATE_PARTS)
+    others = sum(cost.parts.values()) - backbones
     lines += [
         f"    {1000 * cost.seconds:10.1f} ms a step (median), "
         f"{cost.images_per_second:.3g} images a second",
-        f"    heads, masks and names together take {100 * candidates / backbones:.0f} % of the "
-        "time of the backbones",
+        f"    all but the backbones takes {others / backbones:.2f} times their time",
         f"    {cost.peak_memory / 1e9:10.3f} GB at the fullest moment",
         f"    {cost.flops / 1e12:10.3f} TFLOP a step, and {cost.recomputed_flops / 1e12:.3f} "
         "computed again for the backward pass",
