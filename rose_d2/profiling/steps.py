@@ -426,10 +426,11 @@ def report_step(title: str, cfg: CfgNode, cost: StepCost) -> str:
         lines.append(f"    {1000 * seconds:10.1f} ms {share:5.1f} %  {name}")
     backbones = sum(cost.parts.get(part, 0.0) for part in BACKBONE_PARTS)
     others = sum(cost.parts.values()) - backbones
+    if "backward" not in cost.parts:
+        lines.append(f"    {others / backbones:10.2f} times the backbones is all the rest")
     lines += [
         f"    {1000 * cost.seconds:10.1f} ms a step (median), "
         f"{cost.images_per_second:.3g} images a second",
-        f"    all but the backbones takes {others / backbones:.2f} times their time",
         f"    {cost.peak_memory / 1e9:10.3f} GB at the fullest moment",
         f"    {cost.flops / 1e12:10.3f} TFLOP a step, and {cost.recomputed_flops / 1e12:.3f} "
         "computed again for the backward pass",

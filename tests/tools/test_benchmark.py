@@ -35,7 +35,7 @@ def test_an_unknown_dataset_is_one_sentence(benchmark, capsys):
 def test_steps_are_reported_for_each_batch_size(benchmark, monkeypatch, capsys):
     def cost(cfg, *sizes):
         measured.append((cfg.SOLVER.IMS_PER_BATCH, *sizes))
-        parts = {"SAM encoder": 0.3, "SAM decoder": 0.1, "backward": 0.1}
+        parts = {"SAM encoder": 0.2, "SAM decoder": 0.3}
         return StepCost(0.5, 4, parts, 2_000_000_000, 10**12, 10**11)
 
     measured = []
@@ -45,12 +45,35 @@ def test_steps_are_reported_for_each_batch_size(benchmark, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "inference: 4 images, top 100" in shown
     assert "8 images a second" in shown
-    assert "together take 33 % of the time of the backbones" in shown
+    assert "1.50 times the backbones is all the rest" in shown
     assert "2.000 GB at the fullest moment" in shown
     assert "2.200 TFLOP/s" in shown
     assert benchmark.main(["train", "--num", "3", "--opts", "SOLVER.IMS_PER_BATCH", "6"]) == 0
     assert "training: 6 images of 10 objects x 1 micro-batches a step" in capsys.readouterr().out
     assert measured == [(8, 1, 2), (8, 4, 2), (6, 3, 10)]
+
+
+def test_trained_weights_are_measured_on_images(benchmark, monkeypatch, capsys):
+    def load(cfg, dataset):
+        assert (cfg.TEST.IMS_PER_BATCH, dataset) == (2, "clipart_panoptic_val")
+        return iter([[1, 2], [3, 4], [5]])
+
+    def cost(model, batches):
+        assert (model, batches) == ("model", [[1, 2], [3, 4]])
+        return StepCost(0.5, 2, {"SAM encoder": 0.2, "mask NMS": 0.1}, 10**9, 10**12)
+
+    monkeypatch.setattr(benchmark, "check_test_datasets", lambda names: None)
+    monkeypatch.setattr(benchmark, "build_rose_test_loader", load)
+    monkeypatch.setattr(benchmark, "load_model", lambda cfg: "model")
+    monkeypatch.setattr(benchmark, "measure_answers", cost)
+    asked = ["infer", "--dataset", "clipart_panoptic_val", "--batch-size", "2"]
+    assert benchmark.main([*asked, "--num", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 images of clipart_panoptic_val, means and median of 2" in shown
+    assert "0.50 times the backbones is all the rest" in shown
+    monkeypatch.setattr(benchmark, "build_rose_test_loader", lambda *_: iter([[5]]))
+    assert benchmark.main(asked) == 1
+    assert "has less than 2 images" in capsys.readouterr().err
 
 
 def test_an_unknown_key_is_one_sentence(benchmark, capsys):
