@@ -233,10 +233,14 @@ class Answer(Sequence[SessionSegment]):
 
 
 def describe(segments: Sequence[SessionSegment]) -> str:
-    """Say what was found, for example "1 dog (0.93), 2 grass (0.88)": id, name, score."""
+    """Say what was found, for example "1 dog (93 %), 2 grass": id, name, how sure of the name."""
     if not segments:
         return "I found nothing."
-    return ", ".join(f"{s.id} {s.category_name or '(no name)'} ({s.score:.2f})" for s in segments)
+    return ", ".join(
+        f"{s.id} {s.category_name or '(no name)'}"
+        + ("" if s.name_score is None else f" ({100 * s.name_score:.0f} %)")
+        for s in segments
+    )
 
 
 def write_session(

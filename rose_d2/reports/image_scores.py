@@ -53,6 +53,8 @@ class ImageSegments:
         classes: N contiguous class ids, -1 where no class fits.
         is_thing: N flags.
         scores: N scores, None where there is none.
+        name_scores: N probabilities of the names, None where a name was not generated; empty for
+            none of them.
         ignore: bool (H, W), pixels that do not count; None for none. Only of the truth.
     """
 
@@ -62,6 +64,7 @@ class ImageSegments:
     is_thing: list[bool]
     scores: list[float | None] = field(default_factory=list)
     ignore: Tensor | None = None
+    name_scores: list[float | None] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -156,6 +159,7 @@ def _segments_of_instances(instances: Any, score_threshold: float) -> ImageSegme
         shown.pred_classes.tolist(),
         [True] * len(shown),
         shown.scores.tolist(),
+        name_scores=shown.name_scores.tolist() if shown.has("name_scores") else [],
     )
 
 
@@ -167,6 +171,7 @@ def _segments_of_panoptic(panoptic_seg: Tensor, segments_info: Sequence[dict]) -
         [segment["category_id"] for segment in segments_info],
         [bool(segment["isthing"]) for segment in segments_info],
         [segment.get("score") for segment in segments_info],
+        name_scores=[segment.get("name_score") for segment in segments_info],
     )
 
 

@@ -239,9 +239,9 @@ def draw_segments(image: np.ndarray, segments: ImageSegments, sentence: str | No
         mask = masks[0] if masks else np.zeros(image.shape[:2], dtype=bool)
         if not mask.any():  # nothing stands out of a picture that is toned down as a whole
             return RoseVisualizer(image).draw_segments([], []).get_image()
-        return visualizer.draw_referring(mask, sentence, segments.scores[0]).get_image()
+        return visualizer.draw_referring(mask, sentence).get_image()
     picture = visualizer.draw_segments(
-        masks, segments.names, segments.scores, is_thing=segments.is_thing
+        masks, segments.names, segments.name_scores or None, is_thing=segments.is_thing
     )
     return picture.get_image()
 

@@ -100,15 +100,12 @@ class RoseVisualizer(Visualizer):
 
     draw_panoptic_seg_predictions = draw_panoptic_seg
 
-    def draw_referring(
-        self, mask: Tensor | np.ndarray, expression: str, score: float | None = None
-    ) -> VisImage:
+    def draw_referring(self, mask: Tensor | np.ndarray, expression: str) -> VisImage:
         """Draw the answer to a referring expression: the rest of the image is toned down.
 
         Args:
             mask: bool (H, W).
             expression: what the user asked for; it becomes the label.
-            score: objectness in [0, 1], if it is to be shown.
 
         Returns:
             The picture.
@@ -116,7 +113,7 @@ class RoseVisualizer(Visualizer):
         mask = mask.cpu().numpy() if isinstance(mask, Tensor) else mask
         faded = 0.5 * self._create_grayscale_image() + 70
         self.img = np.where(self._drawn(mask)[..., None], self.img, faded).astype(np.uint8)
-        return self.draw_segments([mask], [expression], [score], alpha=0.3)
+        return self.draw_segments([mask], [expression], alpha=0.3)
 
     def draw_segments(
         self,
