@@ -3,6 +3,7 @@
     python datasets/prepare_clipart.py                      # datasets/clipart, 20 800 scenes
     python datasets/prepare_clipart.py --root /data --num-train 2000
     python datasets/prepare_clipart.py --images-only my_pictures --num 20
+    python datasets/prepare_clipart.py --new-things output/new_things --num 20
 
 The same seed and sizes give the same files, byte by byte, however many workers there are. A
 folder that is complete for the settings asked for is left alone.
@@ -14,7 +15,12 @@ from pathlib import Path
 
 from rose_d2.data.datasets.clipart import NUM_SCENES
 from rose_d2.prepare.preparation import preparation_parser, run_preparation
-from rose_d2.synthetic.clipart import BenchmarkSettings, write_benchmark, write_sample_images
+from rose_d2.synthetic.clipart import (
+    BenchmarkSettings,
+    write_benchmark,
+    write_new_things,
+    write_sample_images,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -53,7 +59,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="write only a few pictures to try the demo on (default DIR: output/demo/images)",
     )
-    parser.add_argument("--num", type=int, default=8, help="pictures of --images-only (default: 8)")
+    parser.add_argument(
+        "--new-things",
+        type=Path,
+        metavar="DIR",
+        help="write only a few scenes of things that the benchmark has not, with COCO annotations, "
+        "to try fine-tuning on",
+    )
+    parser.add_argument("--num", type=int, default=8, help="pictures of these two (default: 8)")
     return parser
 
 
@@ -62,6 +75,10 @@ def prepare(args: argparse.Namespace) -> None:
     if args.images_only is not None:
         paths = write_sample_images(args.images_only.expanduser(), args.num, args.seed)
         print(f"{len(paths)} pictures are in {args.images_only}")
+        return
+    if args.new_things is not None:
+        file = write_new_things(args.new_things.expanduser(), args.num, args.seed)
+        print(f"{args.num} pictures and {file.name} are in {args.new_things}")
         return
     sizes = {"train": args.num_train, "val": args.num_val, "val_unseen": args.num_val_unseen}
     write_benchmark(

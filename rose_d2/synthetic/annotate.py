@@ -1,5 +1,6 @@
 """Turns a composed scene into records of the official annotation layouts."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,13 +44,15 @@ def _xywh(box: tuple[int, int, int, int]) -> list[int]:
     return [x0, y0, x1 - x0, y1 - y0]
 
 
-def instance_annotations(scene: Scene, image_id: int) -> list[dict]:
+def instance_annotations(
+    scene: Scene, image_id: int, category_ids: Mapping[str, int] = CATEGORY_IDS
+) -> list[dict]:
     """COCO instance annotations of the things of a scene, back to front."""
     return [
         {
             "id": image_id * ANNOTATIONS_PER_IMAGE + index + 1,
             "image_id": image_id,
-            "category_id": CATEGORY_IDS[thing.name],
+            "category_id": category_ids[thing.name],
             "segmentation": encode_mask(thing.mask),
             "area": thing.area,
             "bbox": _xywh(thing.box),

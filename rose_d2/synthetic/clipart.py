@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rose_d2.data.datasets.clipart import PLAIN_GLYPHS, coco_categories
+from rose_d2.data.datasets.clipart import NEW_GLYPHS, PLAIN_GLYPHS, coco_categories
 from rose_d2.prepare.preparation import run_parallel
 from rose_d2.synthetic.annotate import (
     SceneRecord,
@@ -47,7 +47,7 @@ JPEG_QUALITY = 90
 # Protocol 2 is what the original referring datasets use; any Python reads it.
 PICKLE_PROTOCOL = 2
 # Keeps the pictures apart from every split of the benchmark with the same seed.
-SAMPLE_STREAM = 99
+SAMPLE_STREAM, NEW_STREAM = 99, 98
 MIN_OBJECTS = 4
 # A scene may have as many different things.
 MIN_KINDS = 8
@@ -116,7 +116,9 @@ def compose_split_scene(
         The scene and its generator, from which the expressions are drawn next.
     """
     rng = np.random.default_rng([seed, list(FIRST_IMAGE_IDS).index(split), number])
-    return compose_scene(rng, unseen=split == "val_unseen", num_kinds=num_kinds), rng
+    return compose_scene(
+        rng, unseen=split == "val_unseen", kinds=list(PLAIN_GLYPHS)[:num_kinds]
+    ), rng
 
 
 def _write_scene(task: tuple[str, int], folder: Path, settings: BenchmarkSettings) -> SceneRecord:
@@ -326,3 +328,36 @@ def write_sample_images(folder: Path, num_images: int, seed: int) -> list[Path]:
         picture.save(path, quality=SAMPLE_JPEG_QUALITY, comment=COMMENT.encode("ascii"))
         paths.append(path)
     return paths
+
+
+def write_new_things(folder: Path, num_images: int, seed: int) -> Path:
+    """Writes scenes of things that the benchmark has not, as COCO data to fine-tune on.
+
+    Args:
+        folder: receives images/ and instances.json; other files in it are left alone.
+        num_images: how many, at least 1.
+        seed: any integer >= 0; other seeds give other scenes of the same things.
+
+    Returns:
+        Path of the annotations.
+    """
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    numbers = {name: number for number, name in enumerate(NEW_GLYPHS, start=1)}
+    images, annotations = [], []
+    for image_id in range(1, num_images + 1):
+        rng = np.random.default_rng([seed, NEW_STREAM, image_id])
+        scene = compose_scene(rng, kinds=list(NEW_GLYPHS))
+        file_name = f"{image_id:03d}.jpg"
+        picture = Image.fromarray(scene.image)
+        picture.save(
+            folder / "images" / file_name,
+            quality=SAMPLE_JPEG_QUALITY,
+            comment=COMMENT.encode("ascii"),
+        )
+        height, width = scene.stuff.shape
+        images.append({"id": image_id, "file_name": file_name, "height": height, "width": width})
+        annotations += instance_annotations(scene, image_id, numbers)
+    categories = [{"id": number, "name": name} for name, number in numbers.items()]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    _dump_json(content, folder / "instances.json")
+    return folder / "instances.json"

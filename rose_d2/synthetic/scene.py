@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,10 +101,10 @@ class Scene:
     objects: list[SceneObject]
 
 
-def _draw_name(rng: np.random.Generator, num_kinds: int) -> str:
+def _draw_name(rng: np.random.Generator, kinds: Sequence[str]) -> str:
     """A random name that is allowed in training."""
-    if num_kinds:
-        return str(rng.choice(list(PLAIN_GLYPHS)[:num_kinds]))
+    if kinds:
+        return str(rng.choice(list(kinds)))
     if rng.random() >= COLORABLE_SHARE:
         return str(rng.choice(list(PLAIN_GLYPHS)))
     while True:
@@ -113,14 +113,14 @@ def _draw_name(rng: np.random.Generator, num_kinds: int) -> str:
             return name
 
 
-def draw_names(rng: np.random.Generator, *, unseen: bool, num_kinds: int = 0) -> list[str]:
+def draw_names(rng: np.random.Generator, *, unseen: bool, kinds: Sequence[str] = ()) -> list[str]:
     """Names of the things of one scene, in no particular order.
 
     Args:
         rng: the scene's generator.
         unseen: whether exactly one kind of thing is a held-out combination.
-        num_kinds: draw the others from so many plain things only, from the first, at least eight;
-            0: all and the coloured ones.
+        kinds: draw the others from these plain things only, at least eight; none: from all and
+            the coloured ones.
 
     Returns:
         2 to 8 names, sometimes with one name two or three times.
@@ -129,11 +129,11 @@ def draw_names(rng: np.random.Generator, *, unseen: bool, num_kinds: int = 0) ->
     count = int(rng.choice(counts, p=list(OBJECT_COUNT_WEIGHTS.values())))
     names: list[str] = [str(rng.choice(HELD_OUT_NAMES))] if unseen else []
     if rng.random() < REPEATED_NAME_SHARE:
-        repeated = names[0] if unseen and rng.random() < 0.5 else _draw_name(rng, num_kinds)
+        repeated = names[0] if unseen and rng.random() < 0.5 else _draw_name(rng, kinds)
         copies = int(rng.integers(2, 4)) - names.count(repeated)
         names += [repeated] * copies
     while len(names) < count:
-        name = _draw_name(rng, num_kinds)
+        name = _draw_name(rng, kinds)
         if name not in names:
             names.append(name)
     return names
@@ -225,14 +225,16 @@ def _place(rng: np.random.Generator, canvas: _Canvas, name: str, scale: float) -
     return True
 
 
-def compose_scene(rng: np.random.Generator, *, unseen: bool = False, num_kinds: int = 0) -> Scene:
+def compose_scene(
+    rng: np.random.Generator, *, unseen: bool = False, kinds: Sequence[str] = ()
+) -> Scene:
     """Composes one scene; the same generator state gives the same scene.
 
     Args:
         rng: the scene's generator.
         unseen: whether one of the things must be a held-out color-object combination. Without
             it, no held-out combination ever appears.
-        num_kinds: see `draw_names`.
+        kinds: see `draw_names`.
 
     Returns:
         A scene with 2 to 8 things, each of which shows at least `MIN_VISIBLE_SHARE` of its ink
@@ -246,7 +248,7 @@ def compose_scene(rng: np.random.Generator, *, unseen: bool = False, num_kinds: 
         canvas = _Canvas(background)
         sized = [
             (name, _draw_scale(rng, name, min(height, width)))
-            for name in draw_names(rng, unseen=unseen, num_kinds=num_kinds)
+            for name in draw_names(rng, unseen=unseen, kinds=kinds)
         ]
         # Larger things tend to lie behind smaller ones, but not always.
         sized.sort(key=lambda item: -item[1] * float(np.exp(rng.normal(0, 0.35))))

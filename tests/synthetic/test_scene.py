@@ -100,9 +100,9 @@ def test_scenes_mix_sizes():
 
 def test_few_kinds_are_the_first_plain_ones():
     rng = np.random.default_rng(0)
-    lists = [draw_names(rng, unseen=False, num_kinds=8) for _ in range(200)]
+    lists = [draw_names(rng, unseen=False, kinds=list(PLAIN_GLYPHS)[:8]) for _ in range(200)]
     assert {name for names in lists for name in names} == set(list(PLAIN_GLYPHS)[:8])
-    scene = compose_scene(np.random.default_rng(1), num_kinds=8)
+    scene = compose_scene(np.random.default_rng(1), kinds=list(PLAIN_GLYPHS)[:8])
     assert {thing.name for thing in scene.objects} <= set(list(PLAIN_GLYPHS)[:8])
 
 

@@ -79,6 +79,17 @@ COLORABLE_GLYPHS: dict[str, str] = {
     "chair": "\U0001fa91",
 }
 """Objects that are always painted in, and named with, one of `COLORS`: name -> code point."""
+NEW_GLYPHS: dict[str, str] = {
+    "owl": "\U0001f989",
+    "whale": "\U0001f433",
+    "strawberry": "\U0001f353",
+    "lemon": "\U0001f34b",
+    "bus": "\U0001f68c",
+    "crown": "\U0001f451",
+    "scissors": "✂",
+    "hedgehog": "\U0001f994",
+}
+"""Objects of no benchmark split, for fine-tuning on what a model does not know."""
 COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.0, 0.85, 0.88),
     "orange": (28.0, 0.92, 0.98),
@@ -147,7 +158,8 @@ THINGS: tuple[ThingCategory, ...] = _list_things()
 THING_NAMES: tuple[str, ...] = tuple(thing.name for thing in THINGS)
 
 
-THING_BY_NAME: dict[str, ThingCategory] = {thing.name: thing for thing in THINGS}
+NEW_THINGS = tuple(ThingCategory(name, name, glyph, None) for name, glyph in NEW_GLYPHS.items())
+THING_BY_NAME: dict[str, ThingCategory] = {thing.name: thing for thing in (*THINGS, *NEW_THINGS)}
 
 
 ALL_NAMES: tuple[str, ...] = THING_NAMES + STUFF_NAMES
