@@ -2,15 +2,17 @@
 
 import argparse
 import logging
+import multiprocessing
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from files import find_images
+from files import find_images, image_folder
 
 if TYPE_CHECKING:
     from folder_run import FolderRun
@@ -51,6 +53,10 @@ examples:
   names for masks or boxes of any other system:
     python demo/demo.py --input photos/ --name-masks results.json --output output/named
     python demo/demo.py --input photos/ --name-boxes boxes.json --output output/named
+
+  all GPUs of a machine; or, on machines of a cluster, a share each:
+    python demo/demo.py photos/ --output output/photos --num-gpus 8
+    python demo/demo.py photos/ --output output/photos --shard 0/4
 
   another model, or other settings of it:
     python demo/demo.py --config-file configs/rose_7b.yaml --input photos/ \\
@@ -93,6 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch-size", type=int, default=1, metavar="N", help="images a step; default: %(default)s"
     )
+    _add_processes(parser)
     parser.add_argument("--overwrite", action="store_true", help="redo images that are done")
     parser.add_argument(
         "--no-overlay", action="store_true", help="draw no overlays and no contact sheet"
@@ -105,6 +112,35 @@ def build_parser() -> argparse.ArgumentParser:
         help="changes to the config, must come last",
     )
     return parser
+
+
+def _add_processes(parser: argparse.ArgumentParser) -> None:
+    """Add who shares the work."""
+    processes = parser.add_mutually_exclusive_group()
+    processes.add_argument(
+        "--num-gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="one process a GPU, each with its share of the images; with --device cpu, N processes "
+        "on the CPU; default: %(default)s",
+    )
+    processes.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="do every Nth image from the Ith on (0/4 to 3/4), beside the other shards in the same "
+        "--output; at the end, the same command without --shard joins what they wrote",
+    )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 0 <= int(match[1]) < int(match[2]):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no share: the first of four is 0/4, the last 3/4"
+        )
+    return int(match[1]), int(match[2])
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
@@ -229,6 +265,8 @@ def check_options(args: argparse.Namespace) -> None:
         raise ValueError(f"--confidence-threshold {args.confidence_threshold} is not in 0 to 1.")
     if args.batch_size < 1:
         raise ValueError(f"--batch-size {args.batch_size} must be at least 1.")
+    if args.num_gpus < 1:
+        raise ValueError(f"--num-gpus {args.num_gpus} must be at least 1.")
     if len(args.opts) % 2:
         raise ValueError(f"--opts takes pairs of KEY VALUE, got {' '.join(args.opts)!r}.")
     if os.path.exists(args.output) and not os.path.isdir(args.output):
@@ -353,9 +391,13 @@ def _device(args: argparse.Namespace) -> list[str]:
     )
 
 
-def make_run(args: argparse.Namespace, images: list[Path]) -> "FolderRun":
-    """Make the run that the options ask for."""
+def make_run(
+    args: argparse.Namespace, images: list[Path], share: tuple[int, int] | None = None
+) -> "FolderRun":
+    """Make the run that the options ask for, or the share (i, n) of it."""
     common = {
+        "folder": image_folder(args.input, Path(args.output)),
+        "share": share,
         "output": Path(args.output),
         "config_file": args.config_file,
         "opts": [*args.opts, *_device(args)],
@@ -394,6 +436,83 @@ def make_run(args: argparse.Namespace, images: list[Path]) -> "FolderRun":
         batch_size=args.batch_size,
         **common,
     )
+
+
+def share_work(args: argparse.Namespace, images: list[Path]) -> "FolderRun":
+    """Do the work in `--num-gpus` processes, as far as they get.
+
+    Returns:
+        A run that joins what they wrote, and tries once more what they could not do.
+
+    Raises:
+        ValueError: there are not so many GPUs, or settings are wrong.
+        OSError: files are missing.
+    """
+    devices = _devices(args)
+    first = make_run(args, images)  # whatever is wrong is said once
+    first.close()
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    workers = [
+        context.Process(
+            target=_do_share, args=(args, images, (i, len(devices)), device), daemon=True
+        )
+        for i, device in enumerate(devices)
+    ]
+    former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the workers with us
+    try:
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        signal.signal(signal.SIGTERM, former)
+    for number, worker in enumerate(workers):
+        if worker.exitcode not in (0, 1):
+            print(f"process {number} ended with status {worker.exitcode}", file=sys.stderr)
+    args.overwrite = False  # of what they have just done
+    rest = make_run(args, images)
+    rest.done = len(first.todo) - len(rest.todo)
+    rest.earlier = first.earlier
+    return rest
+
+
+def _devices(args: argparse.Namespace) -> list[str]:
+    """The device of each process.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    import torch
+
+    chosen = dict(zip(args.opts[::2], args.opts[1::2], strict=False))
+    wanted = args.device or chosen.get("MODEL.DEVICE") or "cuda"
+    if wanted == "cpu":
+        return ["cpu"] * args.num_gpus
+    if wanted != "cuda":
+        raise ValueError(f"--num-gpus chooses the devices itself: leave out {wanted}.")
+    there = torch.cuda.device_count()
+    if there < args.num_gpus:
+        raise ValueError(
+            f"--num-gpus {args.num_gpus}: PyTorch finds {there} GPUs here; ask for fewer, or say "
+            "--device cpu for as many processes on the CPU."
+        )
+    return [f"cuda:{number}" for number in range(there)][: args.num_gpus]
+
+
+def _do_share(
+    args: argparse.Namespace, images: list[Path], share: tuple[int, int], device: str
+) -> None:
+    """Be one of the processes; ends with its exit status."""
+    import torch
+
+    if device == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // share[1]))
+    be_quiet() if not args.verbose else logging.basicConfig(level=logging.INFO)
+    args.device = device
+    run = make_run(args, images, share)
+    run.bar = share[0]
+    run.load()
+    sys.exit(run.run(report=False))
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -442,7 +561,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # PyTorch takes seconds to import: mistakes are answered before.
         images = _images(args)
         be_quiet() if not args.verbose else logging.basicConfig(level=logging.INFO)
-        run = make_run(args, images)
+        if args.num_gpus > 1:
+            run = share_work(args, images)
+        else:
+            run = make_run(args, images, args.shard)
+        run.load()
     except (ValueError, OSError) as error:
         print(f"demo.py: error: {error}", file=sys.stderr)
         return 2

@@ -87,12 +87,47 @@ def _is_wanted(file: Path, output: Path) -> bool:
     return not file.is_dir() and not hidden and not drawn
 
 
-def file_name_of(path: Path) -> str:
-    """How predictions.json calls an image: relative to the working directory where possible."""
-    absolute = Path(os.path.realpath(path))
-    here = Path.cwd()
-    name = absolute.relative_to(here) if here in absolute.parents else absolute
-    return readable(name.as_posix())
+def image_folder(inputs: Sequence[str], output: Path) -> Path:
+    """The deepest folder that holds all inputs; predictions name images relative to it."""
+    folders = [os.path.realpath(_folder_of(entry, output)) for entry in inputs]
+    try:
+        return Path(os.path.commonpath(folders))
+    except ValueError:  # drives of Windows
+        return Path.cwd()
+
+
+def _folder_of(entry: str, output: Path) -> Path:
+    if entry.lower().startswith(("http://", "https://")):
+        return output / "downloads"
+    path = Path(os.path.expanduser(entry))
+    if path.is_dir():
+        return path
+    while glob.has_magic(str(path)) and not path.exists():
+        path = path.parent
+    return path if path.is_dir() else path.parent
+
+
+def file_name_of(path: Path, folder: Path | None = None) -> str:
+    """How predictions.json calls an image.
+
+    Args:
+        path: the image.
+        folder: the name is relative to it; None: to the working directory if the image is in it,
+            else absolute.
+    """
+    if folder is None:
+        absolute, here = Path(os.path.realpath(path)), Path.cwd()
+        name = absolute.relative_to(here) if here in absolute.parents else absolute
+        return readable(name.as_posix())
+    # First as it stands: an image may be a link to elsewhere, and still is one of this folder.
+    for place_of in (os.path.abspath, os.path.realpath):
+        place, root = Path(place_of(path)), Path(place_of(folder))
+        if root in place.parents:
+            return readable(place.relative_to(root).as_posix())
+    try:
+        return readable(Path(os.path.relpath(place, root)).as_posix())
+    except ValueError:  # another drive of Windows
+        return readable(place.as_posix())
 
 
 def readable(name: str) -> str:

@@ -3,7 +3,7 @@
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from rose_d2.config.fingerprint import config_hash, file_sha256
 from rose_d2.config.read import read_released_config
 from rose_d2.data.image_io import read_image
 from rose_d2.files import FolderLock
-from rose_d2.predictor.predictions_file import PredictionsFile
+from rose_d2.predictor.predictions_file import IMAGE_FOLDER, PredictionsFile, write_panoptic
 from rose_d2.predictor.predictor import RosePredictor, find_weights
 from rose_d2.predictor.questions import resolve_task, segments_from_output
 from rose_d2.structures.segments import Segment
@@ -47,6 +47,8 @@ class FolderRun:
     done_word = "segmented"
     batch_size = 1
     task: str | None = None
+    # Line of the terminal for the progress, counted from the cursor.
+    bar = 0
 
     def __init__(
         self,
@@ -62,6 +64,8 @@ class FolderRun:
         batch_size: int = 1,
         overwrite: bool = False,
         overlay: bool = True,
+        folder: Path | None = None,
+        share: tuple[int, int] | None = None,
     ) -> None:
         """
         Args:
@@ -76,6 +80,9 @@ class FolderRun:
             batch_size: images a call of the model.
             overwrite: redo images that have their result.
             overlay: draw pictures.
+            folder: file names in the results are relative to it; None: to the working directory.
+            share: (i, n): do every nth image from the ith on, and leave it to a run without
+                `share` to join the results.
 
         Raises:
             ValueError: options or config do not fit, or `output` holds results of other settings.
@@ -94,9 +101,12 @@ class FolderRun:
             "config_hash": config_hash(cfg),
             "weights_sha256": file_sha256(find_weights(cfg)),
         }
-        self._begin(images, output, cfg, info, overwrite=overwrite, overlay=overlay)
+        self._open(
+            images, output, cfg, info,
+            overwrite=overwrite, overlay=overlay, folder=folder, share=share,
+        )  # fmt: skip
 
-    def _begin(
+    def _open(
         self,
         images: Sequence[Path],
         output: Path,
@@ -105,44 +115,99 @@ class FolderRun:
         *,
         overwrite: bool,
         overlay: bool,
+        folder: Path | None,
+        share: tuple[int, int] | None,
     ) -> None:
-        """Open the file of predictions, find what is left to do, and load the model for it."""
-        self.output, self.overlay = output, overlay
-        self.max_pixels = cfg.INPUT.MAX_PIXELS
-        self.images = list(images)
+        """Open the file of predictions and find what is left to do."""
+        self.output, self.overlay, self.share = output, overlay, share
+        self.cfg = cfg
         self.done = 0
         self.failures: list[str] = []
-        self._lock = FolderLock(output, purpose="--output")
+        if folder is not None:
+            info = {**info, IMAGE_FOLDER: file_name_of(folder)}
+        part = None if share is None else "{}-of-{}".format(*share)
+        self._lock = FolderLock(output, purpose="--output", part=part)
         try:
-            self._open(cfg, info, overwrite=overwrite)
+            self.predictions = PredictionsFile.open(
+                output / "predictions.json", info, overwrite=overwrite, share=share or (0, 1)
+            )
+            self._name_all(images)
+            mine = self.images if share is None else self.images[share[0] :: share[1]]
+            self.todo = [image for image in mine if overwrite or not self._is_done(image)]
+            self.earlier = len(mine) - len(self.todo)
         except BaseException:
             self._lock.release()
             raise
 
-    def _open(self, cfg: CfgNode, info: dict[str, Any], *, overwrite: bool) -> None:
-        path = self.output / "predictions.json"
-        self.predictions = PredictionsFile.open(path, info, overwrite=overwrite)
-        self.todo = [image for image in self.images if overwrite or not self._is_done(image)]
-        self._taken = {entry["result_name"].casefold() for entry in self.predictions.images()}
-        if self.todo:
-            self.predictor = RosePredictor(cfg)
-            # Now, so that a folder that cannot be written is found out before the work.
-            self.predictions.save()
+    def _name_all(self, images: Sequence[Path]) -> None:
+        """Give every image its file name and the stem of its results, also those of other shares.
 
-    def run(self) -> int:
+        Raises:
+            ValueError: the folder that names are relative to is not there any more.
+        """
+        folder = self.predictions.info.get(IMAGE_FOLDER)
+        if folder is not None and not os.path.isdir(folder):
+            raise ValueError(
+                f"{self.predictions.path} is of images in {folder!r}, which is not there: work "
+                "from the same folder as before, or choose another --output."
+            )
+        root = None if folder is None else Path(folder)
+        self._file_names = {image: file_name_of(image, root) for image in images}
+        self.images = list(self._file_names)
+        users: dict[str, list[str]] = {}
+        for entry in self.predictions.images():
+            users.setdefault(entry["result_name"].casefold(), []).append(entry["file_name"])
+        # Shares of different lists of images may have drawn over each other.
+        for clashing in (names for names in users.values() if len(names) > 1):
+            for name in clashing:
+                self.predictions.forget(name)
+        taken = {entry["result_name"].casefold() for entry in self.predictions.images()}
+        self._result_names: dict[Path, str] = {}
+        for image, file_name in self._file_names.items():
+            entry = self.predictions.find(file_name)
+            name = entry["result_name"] if entry is not None else _free_name(image, taken)
+            taken.add(name.casefold())
+            self._result_names[image] = name
+
+    def load(self) -> None:
+        """Load the model, and see that the results can be written, before the work.
+
+        Raises:
+            ValueError: weights and config do not fit.
+            OSError: the folder cannot be written.
+        """
+        if not self.todo:
+            return
+        try:
+            self.predictor = RosePredictor(self.cfg)
+            self.predictions.begin()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Leave the folder to other runs."""
+        self.predictions.close()
+        self._lock.release()
+
+    def run(self, *, report: bool = True) -> int:
         """Segment what is not done yet and report.
+
+        Args:
+            report: say what was done and what could not be.
 
         Returns:
             The exit status: 0, 1 if images failed, 130 if it was interrupted.
         """
         try:
             interrupted = self._work()
-            self._report(interrupted)
+            if report:
+                self._report(interrupted)
         except OSError as error:  # of the disk: no other file would fare better
             print(f"demo.py: error: {error}; the same command continues.", file=sys.stderr)
             return 1
         finally:
-            self._lock.release()
+            self.close()
         return 130 if interrupted else int(bool(self.failures))
 
     def _work(self) -> bool:
@@ -154,30 +219,46 @@ class FolderRun:
         except KeyboardInterrupt:
             interrupted = True
         finally:
-            if self.todo:
-                self.predictions.save()
-        if self.overlay and self.done:
-            try:
-                self._write_contact_sheet()
-                write_gallery(self.output, self.pictures, self.predictions.content())
-            except _OF_ONE_IMAGE as error:
-                self.failures.append(f"the contact sheet or the gallery: {error}")
+            if self.share is None:
+                self._join()
         return interrupted
 
+    def _join(self) -> None:
+        """Make the files about all images of what this run, and others in this folder, wrote."""
+        panoptic = self.output / "panoptic.json" if self.task == "panoptic" else None
+        if self.predictions.is_joined and (panoptic is None or panoptic.is_file()):
+            return
+        order = [self._file_names[image] for image in self.images]
+        if panoptic is not None:
+            records = self.predictions.records(order)
+            write_panoptic(panoptic, self.predictions.info, records)
+        self.predictions.finish(order)
+        if self.overlay and len(self.predictions):
+            try:
+                self._write_contact_sheet()
+                write_gallery(self.output, self.pictures, self.predictions)
+            except _OF_ONE_IMAGE as error:
+                self.failures.append(f"the contact sheet or the gallery: {error}")
+
     def _segment_all(self) -> None:
-        with tqdm(total=len(self.todo), desc=self.progress_name, unit="image") as progress:
+        of_all = "" if self.share is None else " {}/{}".format(*self.share)
+        with tqdm(
+            total=len(self.todo),
+            desc=f"{self.progress_name}{of_all}",
+            unit="image",
+            position=self.bar,
+        ) as progress:
             readable = self._read_all(progress)
             while batch := list(itertools.islice(readable, self.batch_size)):
                 for (path, image), output in zip(batch, self._predict(batch), strict=True):
                     if output is not None:
                         self._try_to_keep(path, image, output)
-                self.predictions.save(always=False)
                 progress.update(len(batch))
 
     def _read_all(self, progress: tqdm) -> Iterator[tuple[Path, np.ndarray]]:
         for path in self.todo:
             try:
-                image = read_image(str(path), max_pixels=self.max_pixels)
+                image = read_image(str(path), max_pixels=self.cfg.INPUT.MAX_PIXELS)
             except (ValueError, OSError, MemoryError) as error:
                 self._fail(path, error)
                 progress.update()
@@ -223,7 +304,7 @@ class FolderRun:
 
     def _keep(self, path: Path, image: np.ndarray, output: dict[str, Any]) -> None:
         segments = segments_from_output(output, self.task, self.min_score)
-        name = self._result_name(path)
+        name = self._result_names[path]
         # Pictures before the entry: an image counts as done only when it has them.
         if self.overlay:
             save_image(self._draw(image, segments), self.output / self.pictures / f"{name}.jpg")
@@ -239,15 +320,14 @@ class FolderRun:
     ) -> None:
         """Count an image as done; `extra` goes into its entry."""
         size = image.shape[:2]
-        self.predictions.add(file_name_of(path), size, segments, result_name=name, **extra)
-        self._taken.add(name.casefold())
+        self.predictions.add(self._file_names[path], size, segments, result_name=name, **extra)
         self.done += 1
 
     def _draw(self, image: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
         visualizer = RoseVisualizer(image)
         if self.task == "referring" and segments:
             mask = np.any([segment.mask for segment in segments], axis=0)
-            picture = visualizer.draw_referring(mask, self.question["refer"], segments[0].score)
+            picture = visualizer.draw_referring(mask, self.question["refer"])
         else:
             picture = visualizer.draw_segments(
                 [segment.mask for segment in segments],
@@ -258,26 +338,15 @@ class FolderRun:
         return picture.get_image()
 
     def _is_done(self, path: Path) -> bool:
-        entry = self.predictions.find(file_name_of(path))
+        entry = self.predictions.find(self._file_names[path])
         if entry is None:
             return False
         wanted = [f"{self.pictures}/{entry['result_name']}.jpg"] if self.overlay else []
         wanted += [f"panoptic/{entry['result_name']}.png"] if self.task == "panoptic" else []
         return all((self.output / file).is_file() for file in wanted)
 
-    def _result_name(self, path: Path) -> str:
-        """The stem of this image's result files, which no other image has, on any file system."""
-        entry = self.predictions.find(file_name_of(path))
-        if entry is not None:
-            return entry["result_name"]
-        stem = result_stem(path.stem)
-        with_folder = f"{Path(os.path.realpath(path)).parent.name}_{path.stem}"
-        numbered = (f"{stem}_{number}" for number in itertools.count(2))
-        names = itertools.chain([stem, result_stem(with_folder)], numbered)
-        return next(name for name in names if name.casefold() not in self._taken)
-
     def _write_contact_sheet(self) -> None:
-        entries = (self.predictions.find(file_name_of(path)) for path in self.images)
+        entries = (self.predictions.find(self._file_names[path]) for path in self.images)
         shown = [entry for entry in entries if entry is not None][:_SHEET_PICTURES]
         files = [self.output / self.pictures / f"{entry['result_name']}.jpg" for entry in shown]
         pictures = []
@@ -289,13 +358,15 @@ class FolderRun:
             save_image(contact_sheet(pictures, captions), self.output / "contact_sheet.jpg")
 
     def _report(self, interrupted: bool) -> None:
-        earlier = len(self.images) - len(self.todo)
         print(
             f"{self.done} images {self.done_word}"
-            + (f", {earlier} were done before" if earlier else "")
+            + (f", {self.earlier} were done before" if self.earlier else "")
         )
-        print(f"predictions:   {self.predictions.path}")
-        if self.overlay and self.done + earlier:
+        if self.share is not None:
+            print("When all shares are done, the same command without --shard joins them.")
+        else:
+            print(f"predictions:   {self.predictions.path}")
+        if self.share is None and self.overlay and self.done + self.earlier:
             print(f"pictures:      {self.output / self.pictures}")
             print(f"contact sheet: {self.output / 'contact_sheet.jpg'}")
             print(f"gallery:       {self.output / 'gallery.html'}")
@@ -305,6 +376,15 @@ class FolderRun:
                 print(f"  {reason}", file=sys.stderr)
         if interrupted:
             print("Interrupted; the same command continues.", file=sys.stderr)
+
+
+def _free_name(path: Path, taken: Collection[str]) -> str:
+    """A stem for an image's result files, which no other image has, on any file system."""
+    stem = result_stem(path.stem)
+    with_folder = f"{Path(os.path.realpath(path)).parent.name}_{path.stem}"
+    numbered = (f"{stem}_{number}" for number in itertools.count(2))
+    names = itertools.chain([stem, result_stem(with_folder)], numbered)
+    return next(name for name in names if name.casefold() not in taken)
 
 
 def _count(images: int) -> str:

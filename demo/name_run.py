@@ -55,6 +55,8 @@ class NameRun(FolderRun):
         opts: Sequence[str] = (),
         overwrite: bool = False,
         overlay: bool = True,
+        folder: Path | None = None,
+        share: tuple[int, int] | None = None,
     ) -> None:
         """
         Args:
@@ -66,6 +68,8 @@ class NameRun(FolderRun):
             opts: changes to the config, KEY VALUE KEY VALUE.
             overwrite: redo images that have their result.
             overlay: draw pictures.
+            folder: see `FolderRun`, as `share`.
+            share: part of the images.
 
         Raises:
             ValueError: options, regions or config do not fit, or `output` holds other results.
@@ -84,14 +88,17 @@ class NameRun(FolderRun):
             "config_hash": config_hash(cfg),
             "weights_sha256": file_sha256(find_weights(cfg)),
         }
-        self._begin(images, output, cfg, info, overwrite=overwrite, overlay=overlay)
+        self._open(
+            images, output, cfg, info,
+            overwrite=overwrite, overlay=overlay, folder=folder, share=share,
+        )  # fmt: skip
 
     def _predict(self, batch: list[tuple[Path, np.ndarray]]) -> list[dict[str, Any] | None]:
         return self._one_by_one(batch, self._name)
 
     def _name(self, path: Path, image: np.ndarray) -> dict[str, Any]:
         """The named segments of an image."""
-        regions = self.regions.of(path, file_name_of(path), image.shape[:2])
+        regions = self.regions.of(path, self._file_names[path], image.shape[:2])
         session = self.predictor.open(image)
         named: list[Segment] = []
         for region in regions:
@@ -99,7 +106,7 @@ class NameRun(FolderRun):
         return {"segments": named}
 
     def _keep(self, path: Path, image: np.ndarray, output: dict[str, Any]) -> None:
-        name = self._result_name(path)
+        name = self._result_names[path]
         if self.overlay:
             drawn = self._draw(image, output["segments"])
             save_image(drawn, self.output / self.pictures / f"{name}.jpg")

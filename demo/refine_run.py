@@ -16,6 +16,7 @@ from rose_d2.config.read import read_released_config
 from rose_d2.data.coco_files import plain_id, read_coco, read_json
 from rose_d2.data.image_io import opened_image
 from rose_d2.files import write_table
+from rose_d2.predictor.predictions_file import IMAGE_FOLDER
 from rose_d2.predictor.predictor import find_weights
 from rose_d2.predictor.session_instructions import check_text
 from rose_d2.structures.mask_codec import colours_to_ids, decode_mask
@@ -68,12 +69,16 @@ class CocoMasks:
         self.num_without_mask = 0
         self._names: dict[Any, str] = {}
         self._file_names: dict[Any, str] = {}
+        self._folder: Path | None = None
         entries = read_json(path)
         is_object = isinstance(entries, dict) and {"images", "annotations"} <= set(entries)
         if not is_object and not isinstance(entries, list):
             raise ValueError(_NO_MASKS.format(str(path)))
         if not isinstance(entries, list):
             coco = read_coco(path, needed=("images", "annotations"))
+            info = entries.get("info")
+            if isinstance(info, dict) and isinstance(info.get(IMAGE_FOLDER), str):
+                self._folder = Path(info[IMAGE_FOLDER])
             self._names = coco.category_names
             self._file_names = {i: image.file_name for i, image in coco.images.items()}
             entries = coco.annotations
@@ -114,8 +119,10 @@ class CocoMasks:
         return str(self._file_names.get(image_id, image_id))
 
     def _key_of(self, path: Path, file_name: str) -> str:
-        if file_name in self._entries:
-            return file_name
+        # In its own way of naming, in that of this run, and in that of earlier versions.
+        for exact in (file_name_of(path, self._folder), file_name, file_name_of(path)):
+            if exact in self._entries:
+                return exact
         number = str(int(path.stem)) if path.stem.isdecimal() else path.stem
         for wanted in ({path.name}, {path.stem, number}):
             known = [k for k in self._entries if k.replace("\\", "/").split("/")[-1] in wanted]
@@ -275,6 +282,8 @@ class RefineRun(FolderRun):
         truth: Path | None = None,
         overwrite: bool = False,
         overlay: bool = True,
+        folder: Path | None = None,
+        share: tuple[int, int] | None = None,
     ) -> None:
         """
         Args:
@@ -290,6 +299,8 @@ class RefineRun(FolderRun):
             truth: true masks, in the forms of `masks`, to measure with; nothing is chosen by them.
             overwrite: redo images that have their result.
             overlay: draw pictures.
+            folder: see `FolderRun`, as `share`.
+            share: part of the images.
 
         Raises:
             ValueError: options, masks or config do not fit, or `output` holds other results.
@@ -312,14 +323,17 @@ class RefineRun(FolderRun):
             "config_hash": config_hash(cfg),
             "weights_sha256": file_sha256(find_weights(cfg)),
         }
-        self._begin(images, output, cfg, info, overwrite=overwrite, overlay=overlay)
+        self._open(
+            images, output, cfg, info,
+            overwrite=overwrite, overlay=overlay, folder=folder, share=share,
+        )  # fmt: skip
 
     def _predict(self, batch: list[tuple[Path, np.ndarray]]) -> list[dict[str, Any] | None]:
         return self._one_by_one(batch, self._refine)
 
     def _refine(self, path: Path, image: np.ndarray) -> dict[str, Any]:
         """All segments before and after, and which were refined."""
-        where = path, file_name_of(path), image.shape[:2]
+        where = path, self._file_names[path], image.shape[:2]
         before = self.masks.of(*where)
         truth = self.truth.of(*where) if self.truth is not None else []
         session = self.predictor.open(image)
@@ -333,7 +347,7 @@ class RefineRun(FolderRun):
 
     def _keep(self, path: Path, image: np.ndarray, output: dict[str, Any]) -> None:
         before, after, chosen = output["before"], output["after"], output["chosen"]
-        name = self._result_name(path)
+        name = self._result_names[path]
         changes = [_change(i + 1, before[i], after[i], output["truth"]) for i in sorted(chosen)]
         if self.overlay:
             panels = [_drawn(image, [side[i] for i in chosen]) for side in (before, after)]
@@ -345,6 +359,9 @@ class RefineRun(FolderRun):
         self._add(path, image, after, name, refinements=changes)
 
     def _report(self, interrupted: bool) -> None:
+        if self.share is not None:
+            super()._report(interrupted)
+            return
         rows = [
             {"image": entry["file_name"], "instruction": self.instruction or "", **change}
             for entry in self.predictions.images()

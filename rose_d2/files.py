@@ -84,15 +84,18 @@ def _no_formula(value: Any) -> Any:
 class FolderLock:
     """Holds a folder for one program at a time, until it ends or the lock is released.
 
-    The lock is the operating system's, so it goes with its process however that ends: a file that
-    a killed process left behind locks nothing.
+    Programs that each do a part of the work may share it. The lock is the operating system's, so it
+    goes with its process however that ends: a file that a killed process left behind locks nothing.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, purpose: str) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], *, purpose: str, part: str | None = None
+    ) -> None:
         """
         Args:
             folder: is made where it is missing.
             purpose: what the folder is to the user, such as "OUTPUT_DIR"; for the message.
+            part: share the folder with programs that do other parts, such as "1-of-4".
 
         Raises:
             ValueError: another program holds it; names its machine and process.
@@ -100,44 +103,65 @@ class FolderLock:
         """
         self.path = Path(folder) / _LOCK_NAME
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self._open()
+        self._files: list[tuple[Path, IO[str]]] = []
+        wanted = [(self.path, part is not None)]
+        if part is not None:
+            wanted.append((self.path.with_name(f"{_LOCK_NAME}.{part}"), False))
         try:
-            _lock(self._file)
-            while not self._is_in_place():  # its holder has just taken it away
-                self._file.close()
-                self._file = self._open()
-                _lock(self._file)
-        except BlockingIOError:
-            holder = self._file.read().strip() or "another program"
-            self._file.close()
+            for path, shared in wanted:
+                self._files.append((path, _locked_file(path, shared=shared)))
+        except BlockingIOError as error:
+            self.release()
             raise ValueError(
-                f"{purpose} {folder} is in use by {holder}; wait until it ends, or take another "
-                "folder."
+                f"{purpose} {folder} is in use by {error.args[1]}; wait until it ends, or take "
+                "another folder."
             ) from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
-
-    def _open(self) -> IO[str]:
-        # Not through a link, and kept if it is there: another program's lock is on that very file.
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        return os.fdopen(os.open(self.path, flags, 0o666), "r+")
-
-    def _is_in_place(self) -> bool:
-        try:
-            return os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
-        except FileNotFoundError:
-            return False
 
     def release(self) -> None:
         """Let others have the folder."""
-        if not self._file.closed:
-            self.path.unlink(missing_ok=True)
-            self._file.close()
+        while self._files:
+            path, file = self._files.pop()
+            with file, contextlib.suppress(BlockingIOError):
+                _lock(file)  # a file that others share stays
+                for left in (path, *path.parent.glob(f"{path.name}.*")):  # also by the killed
+                    left.unlink(missing_ok=True)
 
 
-def _lock(file: IO[str]) -> None:
-    """Lock a file for this process, which its children do not inherit.
+def _locked_file(path: Path, *, shared: bool) -> IO[str]:
+    """Open and lock a file for this process, which its children do not inherit.
+
+    Raises:
+        BlockingIOError: another process has it; says which.
+    """
+    # Not through a link, and kept if it is there: another program's lock is on that very file.
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    while True:
+        file = os.fdopen(os.open(path, flags, 0o666), "r+")
+        try:
+            _lock(file, shared=shared)
+        except BlockingIOError:
+            holder = file.read().strip() or "another program"
+            file.close()
+            raise BlockingIOError(errno.EAGAIN, holder) from None
+        # Whoever had it may have removed it between these lines.
+        if _is_in_place(file, path):
+            break
+        file.close()
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def _is_in_place(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _lock(file: IO[str], *, shared: bool = False) -> None:
+    """Lock an open file, or change the lock on it.
 
     Raises:
         BlockingIOError: another process has it.
@@ -147,7 +171,7 @@ def _lock(file: IO[str]) -> None:
     except ImportError:  # Windows, where two runs in one folder stay the user's care
         return
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except PermissionError as error:  # the other name of the same
         raise BlockingIOError(*error.args) from error
     except OSError as error:

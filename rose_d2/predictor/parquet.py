@@ -93,18 +93,18 @@ def read_results(folder: str | Path, images: bool = False) -> Iterator[Results]:
 
 
 def to_coco(folder: str | Path, file: str | Path) -> dict[str, int]:
-    """Write a folder as one COCO JSON, as the demo's predictions.json; all of it is in memory.
+    """Write a folder as one COCO JSON, as the demo's predictions.json, image by image.
 
     Returns:
         Numbers of "images", "annotations" and "categories".
     """
-    from rose_d2.predictor.predictions_file import PredictionsFile
+    from rose_d2.predictor.predictions_file import image_record, number_records, write_coco
 
-    content = PredictionsFile(file, {"description": "Segments by ROSE (rose_d2)"})
-    for results in read_results(folder):
-        content.add(str(results.path), results.size, results.segments)
-    content.save()
-    return {key: len(value) for key, value in content.content().items() if key != "info"}
+    found = (
+        image_record(str(results.path), results.size, results.segments)
+        for results in read_results(folder)
+    )
+    return write_coco(file, {"description": "Segments by ROSE (rose_d2)"}, number_records(found))
 
 
 def begin_run(folder: Path, settings: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from rose_d2.dependencies import require
 from rose_d2.files import whole_file, write_text
-from rose_d2.predictor.predictions_file import PredictionsFile
+from rose_d2.predictor.predictions_file import coco_object, image_record, number_records
 from rose_d2.structures.mask_codec import decode_mask, ids_to_colours
 from rose_d2.structures.segments import Segment
 from rose_d2.visualization.visualizer import RoseVisualizer
@@ -201,9 +201,9 @@ class Results(Sequence[Segment]):
 
     def to_coco(self) -> dict[str, Any]:
         """A COCO object with "images", "annotations" (RLE) and "categories" of this image."""
-        content = PredictionsFile("", {"task": self.task, "expression": self.expression})
-        content.add(self.path or "image", self.size, self.segments)
-        return content.content()
+        record = image_record(self.path or "image", self.size, self.segments)
+        info = {"task": self.task, "expression": self.expression}
+        return coco_object(info, number_records([record]))
 
     def to_panoptic(self) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """COCO's panoptic format; where segments overlap, the better scored one has the pixel.

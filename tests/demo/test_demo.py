@@ -312,7 +312,8 @@ def test_predictions_are_on_disk_after_every_batch(run, folder, tmp_path, monkey
     works, seen = FakePredictor.predict_batch, []
 
     def looks(self, images, **question):
-        seen.append(len(predictions(tmp_path)["images"]))
+        lines = (tmp_path / "out" / "predictions.0-of-1.jsonl").read_text().splitlines()
+        seen.append(len(lines) - 1)  # the first says what they are made with
         return works(self, images, **question)
 
     monkeypatch.setattr(FakePredictor, "predict_batch", looks)
@@ -493,8 +494,108 @@ def test_results_stay_in_the_output_folder(run, folder, tmp_path, capsys):
     assert run("--overwrite") == 0
 
 
-def _hold(folder, held):
-    lock = FolderLock(folder, purpose="--output")  # until it is forgotten
+def test_shares_give_what_one_run_gives(run, folder, tmp_path, fake, capsys):
+    for name in ("deep/a.png", "d.png", "e.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        picture().save(folder / name)
+    (folder / "f.png").write_bytes(b"")
+    inputs = ("in/**/*.png",)
+    assert run(inputs=inputs) == 1
+    alone = {
+        file.relative_to(tmp_path / "out"): file.read_bytes()
+        for file in (tmp_path / "out").rglob("*")
+        if file.is_file()
+    }
+    assert len(alone) == 4 + 3 * 6
+    (tmp_path / "out").rename(tmp_path / "alone")
+    statuses = [run("--shard", f"{share}/3", inputs=inputs) for share in (2, 0, 1)]
+    assert statuses == [0, 1, 0], "the broken image is of the first share"
+    assert "the same command without --shard joins them" in capsys.readouterr().out
+    assert not list((tmp_path / "out").glob("*.json"))
+    fake.calls.clear()
+    assert run("--shard", "2/3", inputs=inputs) == 0
+    assert run(inputs=inputs) == 1
+    assert fake.calls == [], "nothing is done twice"
+    assert "0 images segmented, 6 were done before" in capsys.readouterr().out
+    joined = {
+        file.relative_to(tmp_path / "out"): file.read_bytes()
+        for file in (tmp_path / "out").rglob("*")
+        if file.is_file()
+    }
+    assert joined == alone
+
+
+def test_shares_of_other_lists_do_not_keep_pictures_of_each_other(run, folder, tmp_path, fake):
+    assert run("--shard", "0/2", inputs=("in/a.png",)) == 0
+    picture((12, 20)).save(folder / "a.bmp")
+    assert run("--shard", "1/2", inputs=("in/a.png", "in/a.bmp")) == 0
+    lines = (tmp_path / "out" / "predictions.1-of-2.jsonl").read_text()
+    assert '"result_name": "in_a"' in lines, "the first share has a.jpg"
+    (tmp_path / "out" / "predictions.1-of-2.jsonl").write_text(lines.replace("in_a", "A"))
+    assert run() == 0
+    assert sorted(i["result_name"] for i in predictions(tmp_path)["images"]) == [
+        "a", "b", "c", "in_a",
+    ]  # fmt: skip
+
+
+def test_a_share_is_refused_what_it_cannot_have(run, folder, tmp_path, capsys):
+    for share in ("4/4", "1", "-1/2", "a/b"):
+        with pytest.raises(SystemExit) as stop:
+            run("--shard", share)
+        assert stop.value.code == 2
+    assert "the first of four is 0/4" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("--shard", "0/2", "--num-gpus", "2")
+    assert run("--num-gpus", "0") == 2
+    capsys.readouterr()
+    assert run("--num-gpus", "99") == 2
+    said = capsys.readouterr().err
+    assert "--num-gpus 99: PyTorch finds" in said and said.count("\n") == 1
+    assert run("--num-gpus", "2", "--device", "cuda:1") == 2
+    assert "leave out cuda:1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_are_relative_to_the_folder_of_the_images(run, folder, tmp_path, monkeypatch):
+    (folder / "deep").mkdir()
+    picture().save(folder / "deep" / "d.png")
+    assert run(inputs=("in", "in/deep/*")) == 0
+    content = predictions(tmp_path)
+    names = [image["file_name"] for image in content["images"]]
+    assert names == ["a.png", "b.png", "c.png", "deep/d.png"]
+    panoptic = json.loads((tmp_path / "out" / "panoptic.json").read_text())
+    assert [image["file_name"] for image in panoptic["images"]] == names
+    assert {a["file_name"] for a in panoptic["annotations"]} == {
+        path.name for path in (tmp_path / "out" / "panoptic").iterdir()
+    }
+    # Of what else comes into the same results, names lead there from the first folder.
+    (tmp_path / "more").mkdir()
+    picture().save(tmp_path / "more" / "a.png")
+    assert run(inputs=("more",)) == 0
+    assert predictions(tmp_path)["images"][-1]["file_name"] == "../more/a.png"
+    folder.rename(tmp_path / "gone")
+    assert run(inputs=("more",)) == 2
+
+
+def test_results_of_earlier_versions_are_continued(run, folder, tmp_path, fake, capsys):
+    assert run(inputs=("in/[ab].png",)) == 0
+    path = tmp_path / "out" / "predictions.json"
+    content = predictions(tmp_path)
+    del content["info"]["image_folder"]
+    for image in content["images"]:
+        image["file_name"] = str(folder / image["file_name"])  # as they were
+    path.write_text(json.dumps(content))
+    (tmp_path / "out" / "panoptic.json").unlink()
+    assert run() == 0
+    assert len(fake.calls) == 1
+    after = predictions(tmp_path)
+    assert after["images"][:2] == content["images"]
+    assert after["images"][2]["file_name"] == str(folder / "c.png")
+    assert (tmp_path / "out" / "panoptic.json").is_file()
+
+
+def _hold(folder, held, part=None):
+    lock = FolderLock(folder, purpose="--output", part=part)  # until it is forgotten
     held.set()
     time.sleep(60)
     lock.release()
@@ -511,6 +612,24 @@ def test_two_runs_do_not_share_an_output_folder(run, folder, tmp_path, capsys):
     other.kill()
     other.join()
     assert run() == 0
+
+
+def test_shares_run_at_the_same_time_and_keep_others_away(run, folder, tmp_path, capsys):
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    other = context.Process(target=_hold, args=(tmp_path / "out", held, "0-of-2"))
+    other.start()
+    assert held.wait(30)
+    assert run() == 2, "a run of everything would join what is being written"
+    assert run("--shard", "0/2") == 2
+    assert f"in use by process {other.pid}" in capsys.readouterr().err
+    assert run("--shard", "1/2") == 0
+    assert run() == 2, "the other share goes on"
+    other.kill()
+    other.join()
+    assert run() == 0
+    assert len(predictions(tmp_path)["images"]) == 3
+    assert not list((tmp_path / "out").glob(".lock*"))
 
 
 def test_the_images_are_those_that_the_annotation_file_lists(demo, fake, folder, tmp_path):

@@ -174,10 +174,20 @@ def test_done_images_are_redone_only_when_asked(run, plain, tmp_path, capsys):
     assert picture.read_bytes() == before
 
 
+@pytest.mark.slow
+def test_processes_share_a_folder(run, plain, capsys):
+    output = run("--num-gpus", 2, "--device", "cpu")
+    assert "2 images segmented\n" in capsys.readouterr().out
+    assert read(output) == read(plain)
+    assert (output / "gallery.html").read_bytes() == (plain / "gallery.html").read_bytes()
+    one = run("--shard", "1/2")
+    assert len((one / "predictions.1-of-2.jsonl").read_text().splitlines()) == 2
+
+
 def test_pictures_can_be_left_out_and_the_log_be_shown(run, plain):
     output = run("--no-overlay", "--device", "cpu", "--verbose")
     found = sorted(path.name for path in output.iterdir())
-    assert found == ["panoptic", "panoptic_coloured", "predictions.json"]
+    assert found == ["panoptic", "panoptic.json", "panoptic_coloured", "predictions.json"]
     assert same(output, plain)
 
 
