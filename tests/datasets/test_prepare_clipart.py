@@ -4,7 +4,11 @@ import signal
 import time
 
 import pytest
+from PIL import Image
 from scripts import finish_script, load_script, start_script
+
+from rose_d2.data.coco_files import read_coco
+from rose_d2.data.datasets.clipart import THING_NAMES
 
 SCRIPT = "datasets/prepare_clipart.py"
 SIZES = ["--num-train", "2", "--num-val", "1", "--num-val-unseen", "1", "--num-workers", "1"]
@@ -47,6 +51,23 @@ def test_wrong_numbers_are_one_sentence(main, tmp_path, capsys):
     assert main(["--root", str(tmp_path), "--num-val", "-1"]) == 1
     assert "-1 scenes asked for split val" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_new_things_are_coco_data_of_what_no_split_has(main, tmp_path, capsys):
+    for folder, seed in (("one", 0), ("same", 0), ("other", 1)):
+        command = ["--new-things", str(tmp_path / folder), "--num", "3", "--seed", str(seed)]
+        assert main(command) == 0
+    assert "3 pictures and instances.json" in capsys.readouterr().out
+    one, same, other = (
+        (tmp_path / folder / "instances.json").read_bytes() for folder in ("one", "same", "other")
+    )
+    assert one == same != other
+    coco = read_coco(tmp_path / "one" / "instances.json")
+    assert not set(coco.category_names.values()) & set(THING_NAMES)
+    assert len(coco.images) == 3 and len(coco.annotations) >= 6
+    for image in coco.images.values():
+        with Image.open(tmp_path / "one" / "images" / image.file_name) as picture:
+            assert picture.size == (image.width, image.height)
 
 
 def test_images_only(main, tmp_path, capsys):

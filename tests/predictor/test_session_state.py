@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from rose_d2.predictor.predictor import RosePredictor
+from rose_d2.predictor.session_state import SessionSegment, describe
 from rose_d2.structures.segments import Segment
 
 
@@ -120,3 +121,11 @@ def test_missing_and_unreadable_sessions_are_refused(predictor, session, tmp_pat
     (tmp_path / "image.png").unlink()
     with pytest.raises(FileNotFoundError, match="image.png"):
         predictor.reopen(tmp_path)
+
+
+def test_what_was_found_is_said_with_how_sure_the_names_are():
+    mask = np.ones((2, 2), dtype=bool)
+    dog = SessionSegment(mask, "dog", 0.5, 0.934, id=1)
+    unknown = SessionSegment(mask, "", 0.5, None, id=2)
+    assert describe([dog, unknown]) == "1 dog (93 %), 2 (no name)"
+    assert describe([]) == "I found nothing."
