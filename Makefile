@@ -65,7 +65,9 @@ space: setup
 	$(VENV_PYTHON) -m pip wheel --quiet --no-deps --wheel-dir output/space .
 	cp -r demo/space/. demo/examples output/space
 	cp demo/app.py output/space/rose_page.py
-	cd output/space && sed -i.bak "s/WHEEL/$$(ls rose_d2-*.whl)/" requirements.txt && rm requirements.txt.bak
+	$(VENV_PYTHON) -c "from importlib.metadata import requires; print(*(line.split(';')[0] \
+	  for line in requires('rose_d2') if ';' not in line or 'extra == \"app\"' in line), sep='\n')" \
+	  > output/space/requirements.txt
 	@echo "Push output/space to a Space: https://huggingface.co/docs/hub/spaces-overview"
 
 docs: WANTED = docs,$(EXTRAS)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from scripts import load_script
 
 from rose_d2 import dependencies
 
@@ -64,3 +65,22 @@ def test_every_extra_that_a_sentence_names_has_the_package():
     for module, extra in dependencies._EXTRAS.items():
         named = module.replace("_", "-")
         assert any(re.match(rf"{named}\b", package) for package in extras[extra]), module
+
+
+def test_a_space_installs_what_its_requirements_cannot_name(tmp_path, monkeypatch):
+    app = load_script("demo/space/app.py")
+    (tmp_path / "rose_d2-9.9-py3-none-any.whl").touch()
+    typed = []
+    monkeypatch.setattr(app, "HERE", tmp_path)
+    monkeypatch.setattr(app.subprocess, "run", lambda command, check: typed.append(command))
+    monkeypatch.setattr(app.importlib.util, "find_spec", lambda name: None)
+    app.install()
+    assert typed[0][-3:] == [
+        str(tmp_path / "rose_d2-9.9-py3-none-any.whl"),
+        "sal-detectron2==0.7.2",
+        "panopticapi-lite==0.2.0",
+    ]
+    assert "--no-deps" in typed[0]
+    monkeypatch.setattr(app.importlib.util, "find_spec", lambda name: name)
+    app.install()
+    assert len(typed) == 1, "nothing is missing"

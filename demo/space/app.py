@@ -8,18 +8,26 @@ import sysconfig
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-# --no-deps: both declare a numpy<2 that they do not need. The tag of the first says CPython 3.10,
-# but only its compiled part, which is not used, is bound to that.
-WHEELS = ("sal-detectron2==0.7.2", "panopticapi-lite==0.2.0")
+# A Space installs requirements.txt before its other files are there, so the wheel cannot be in it.
+# --no-deps: the other two declare a numpy<2 that they do not need. The tag of detectron2's says
+# CPython 3.10, but only its compiled part, which is not used, is bound to that.
+WHEELS = {
+    "rose_d2": "rose_d2-*.whl",
+    "detectron2": "sal-detectron2==0.7.2",
+    "panopticapi": "panopticapi-lite==0.2.0",
+}
 
 
 def install() -> None:
-    """Install detectron2 and panopticapi where they are missing."""
-    if importlib.util.find_spec("detectron2") and importlib.util.find_spec("panopticapi"):
+    """Install what is missing of the three."""
+    missing = [wheel for name, wheel in WHEELS.items() if importlib.util.find_spec(name) is None]
+    if not missing:
         return
+    files = [str(file) for wheel in missing for file in HERE.glob(wheel)]
+    wanted = [*files, *(wheel for wheel in missing if "==" in wheel)]
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--only-binary=:all:"]
     target = ["--target", sysconfig.get_path("purelib"), "--python-version", "3.10"]
-    subprocess.run([*command, "--upgrade", *target, *WHEELS], check=True)
+    subprocess.run([*command, "--upgrade", *target, *wanted], check=True)
     importlib.invalidate_caches()
 
 
