@@ -464,15 +464,26 @@ def share_work(args: argparse.Namespace, images: list[Path]) -> "FolderRun":
             worker.start()
         for worker in workers:
             worker.join()
+        interrupted = False
+    except KeyboardInterrupt:  # which the workers know too
+        interrupted = True
+        for worker in workers:
+            worker.join()
     finally:
         signal.signal(signal.SIGTERM, former)
     for number, worker in enumerate(workers):
-        if worker.exitcode not in (0, 1):
-            print(f"process {number} ended with status {worker.exitcode}", file=sys.stderr)
+        if worker.exitcode not in (0, 1, 130):
+            ended = f"process {number} ended with status {worker.exitcode}"
+            if args.overwrite:  # what it left has earlier results and would count as done
+                raise ValueError(f"{ended}; type the command again.")
+            print(ended, file=sys.stderr)
     args.overwrite = False  # of what they have just done
     rest = make_run(args, images)
+    rest.interrupted = interrupted
     rest.done = len(first.todo) - len(rest.todo)
     rest.earlier = first.earlier
+    if interrupted:
+        rest.todo = []
     return rest
 
 

@@ -49,6 +49,7 @@ class FolderRun:
     task: str | None = None
     # Line of the terminal for the progress, counted from the cursor.
     bar = 0
+    interrupted = False
 
     def __init__(
         self,
@@ -200,28 +201,26 @@ class FolderRun:
             The exit status: 0, 1 if images failed, 130 if it was interrupted.
         """
         try:
-            interrupted = self._work()
+            self._work()
             if report:
-                self._report(interrupted)
+                self._report()
         except OSError as error:  # of the disk: no other file would fare better
             print(f"demo.py: error: {error}; the same command continues.", file=sys.stderr)
             return 1
         finally:
             self.close()
-        return 130 if interrupted else int(bool(self.failures))
+        return 130 if self.interrupted else int(bool(self.failures))
 
-    def _work(self) -> bool:
-        """Do what is not done yet, with its pictures; whether Ctrl-C ended it."""
-        interrupted = False
+    def _work(self) -> None:
+        """Do what is not done yet, with its pictures."""
         try:
             if self.todo:
                 self._segment_all()
         except KeyboardInterrupt:
-            interrupted = True
+            self.interrupted = True
         finally:
             if self.share is None:
                 self._join()
-        return interrupted
 
     def _join(self) -> None:
         """Make the files about all images of what this run, and others in this folder, wrote."""
@@ -357,7 +356,7 @@ class FolderRun:
             captions = [Path(entry["file_name"]).name for entry in shown]
             save_image(contact_sheet(pictures, captions), self.output / "contact_sheet.jpg")
 
-    def _report(self, interrupted: bool) -> None:
+    def _report(self) -> None:
         print(
             f"{self.done} images {self.done_word}"
             + (f", {self.earlier} were done before" if self.earlier else "")
@@ -374,7 +373,7 @@ class FolderRun:
             print(f"{_count(len(self.failures))} could not be done:", file=sys.stderr)
             for reason in self.failures:
                 print(f"  {reason}", file=sys.stderr)
-        if interrupted:
+        if self.interrupted:
             print("Interrupted; the same command continues.", file=sys.stderr)
 
 

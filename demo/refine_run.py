@@ -358,9 +358,9 @@ class RefineRun(FolderRun):
             save_image(picture, self.output / self.pictures / f"{name}.jpg")
         self._add(path, image, after, name, refinements=changes)
 
-    def _report(self, interrupted: bool) -> None:
+    def _report(self) -> None:
         if self.share is not None:
-            super()._report(interrupted)
+            super()._report()
             return
         rows = [
             {"image": entry["file_name"], "instruction": self.instruction or "", **change}
@@ -369,7 +369,7 @@ class RefineRun(FolderRun):
         ]
         if self.predictions.images():
             write_table(self.output / "changes.csv", _COLUMNS, rows)
-        super()._report(interrupted)
+        super()._report()
         if skipped := getattr(self.masks, "num_without_mask", 0):
             print(f"{skipped} objects of {self.masks.path} have a box but no mask: left out")
         if not rows:

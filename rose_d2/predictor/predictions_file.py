@@ -22,6 +22,10 @@ from rose_d2.visualization.visualizer import colour_of
 IMAGE_FOLDER = "image_folder"
 # An image and its annotations: {"image": {...}, "annotations": [{...}, ...]}.
 Record = dict[str, Any]
+# Annotations, or the file with their line and where in it that begins.
+Place = list[dict[str, Any]] | tuple[Path, int]
+# An image, the names in it, and where its annotations are.
+Entry = tuple[dict[str, Any], tuple[str, ...], Place]
 
 
 class PredictionsFile:
@@ -47,8 +51,7 @@ class PredictionsFile:
         self.lines = self.path.with_name(f"{self.path.stem}.{share[0]}-of-{share[1]}.jsonl")
         self._images: dict[str, dict[str, Any]] = {}  # by file name
         self._names: dict[str, tuple[str, ...]] = {}
-        # The annotations, or in which file and from which byte on their line stands.
-        self._places: dict[str, list[dict[str, Any]] | tuple[Path, int]] = {}
+        self._places: dict[str, Place] = {}
         self._given_up: list[Path] = []
         self._file: IO[bytes] | None = None
         self._end = 0  # of the last whole line
@@ -75,21 +78,26 @@ class PredictionsFile:
             ValueError: a file is damaged or was made with another `info`.
         """
         predictions = cls(path, info, share)
+        first = True
         for file in predictions._files():
             try:
-                predictions._read(file)
+                stored, entries = predictions._read(file)
+                predictions._take_info(stored, first=first)
+                first = False
+                for image, names, place in entries:
+                    predictions._index(image, names, place)
                 continue
             except _OtherSettings as error:
                 reason = str(error)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 reason = f"is not a file of predictions ({error!r})"
-            if overwrite:
-                anew = cls(path, info, share)
-                anew._given_up = predictions._files()
-                return anew
-            raise ValueError(
-                f"{file} {reason}; choose another output folder, or overwrite it (--overwrite)."
-            )
+            if not overwrite:
+                raise ValueError(
+                    f"{file} {reason}; choose another output folder, or overwrite it (--overwrite)."
+                )
+            predictions._given_up.append(file)
+        if predictions.lines in predictions._given_up:
+            predictions._end = 0
         return predictions
 
     def __len__(self) -> int:
@@ -148,7 +156,7 @@ class PredictionsFile:
         record = image_record(file_name, size, segments, **extra)
         if self._file is None:
             self.begin()
-        self._index(record, (self.lines, self._append(record)))
+        self._index(*_checked(record), (self.lines, self._append(record)))
 
     def records(self, order: Iterable[str] = ()) -> Iterator[Record]:
         """Read all images with their annotations, one at a time, numbered.
@@ -202,13 +210,11 @@ class PredictionsFile:
         self._end = begin + len(line)
         return begin
 
-    def _index(self, record: Record, place: list[dict[str, Any]] | tuple[Path, int]) -> None:
-        image = record["image"]
-        _check_image(image)
-        names = {annotation["category_name"] for annotation in record["annotations"]}
-        self._images[image["file_name"]] = image
-        self._names[image["file_name"]] = tuple(sorted(names))
-        self._places[image["file_name"]] = place
+    def _index(self, image: dict[str, Any], names: tuple[str, ...], place: Place) -> None:
+        file_name = image["file_name"]
+        self._images[file_name] = image
+        self._names[file_name] = names
+        self._places[file_name] = place
 
     def _record(self, file_name: str) -> Record:
         place = self._places[file_name]
@@ -220,41 +226,34 @@ class PredictionsFile:
             record: Record = json.loads(file.readline())
         return record
 
-    def _read(self, file: Path) -> None:
+    def _read(self, file: Path) -> tuple[dict[str, Any], list[Entry]]:
+        """What a file was made with, and its images.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: it is no such file.
+        """
         if file == self.path:
-            self._read_joined(json.loads(file.read_text(encoding="utf-8")))
-            return
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            return stored["info"], _joined_entries(stored)
+        info, entries, begin = self.info, [], 0
         with open(file, "rb") as lines:
-            begin = 0
             for line in lines:
                 if not line.endswith(b"\n"):  # its process was killed
                     break
                 record = json.loads(line)
                 if begin == 0:
-                    self._take_info(record["info"])
+                    info = record["info"]
                 else:
-                    self._index(record, (file, begin))
+                    entries.append((*_checked(record), (file, begin)))
                 begin += len(line)
         if file == self.lines:
             self._end = begin
+        return info, entries
 
-    def _read_joined(self, stored: dict[str, Any]) -> None:
-        self._take_info(stored["info"])
-        by_image: dict[int, list[dict[str, Any]]] = {}
-        for image in stored["images"]:
-            by_image[image["id"]] = []
-        for annotation in stored["annotations"]:
-            by_image[annotation["image_id"]].append(annotation)
-        for image in stored["images"]:
-            annotations = by_image[image["id"]]
-            self._index({"image": image, "annotations": annotations}, annotations)
-
-    def _take_info(self, stored: dict[str, Any]) -> None:
+    def _take_info(self, stored: dict[str, Any], *, first: bool) -> None:
         """Hold the settings of a file against those wanted, and keep to its folder of images."""
-        places = [{IMAGE_FOLDER: info.get(IMAGE_FOLDER)} for info in (stored, self.info)]
-        first = not self._images
-        wanted = {**self.info, **(places[0] if first else places[1])}
-        if differences := _differences({**stored, **places[0]}, wanted):
+        place = {IMAGE_FOLDER: (stored if first else self.info).get(IMAGE_FOLDER)}
+        if differences := _differences({IMAGE_FOLDER: None, **stored}, {**self.info, **place}):
             raise _OtherSettings(f"was made with other settings ({differences})")
         if first:
             self.info = stored
@@ -431,12 +430,25 @@ def _annotation(number: int, segment: Segment) -> dict[str, Any]:
     }
 
 
-def _check_image(entry: dict[str, Any]) -> None:
-    """Refuse what would lead out of the folder, or into an error much later.
+def _joined_entries(stored: dict[str, Any]) -> list[Entry]:
+    """The images of a COCO file."""
+    by_image: dict[int, list[dict[str, Any]]] = {image["id"]: [] for image in stored["images"]}
+    for annotation in stored["annotations"]:
+        by_image[annotation["image_id"]].append(annotation)
+    entries: list[Entry] = []
+    for image in stored["images"]:
+        annotations = by_image[image["id"]]
+        entries.append((*_checked({"image": image, "annotations": annotations}), annotations))
+    return entries
+
+
+def _checked(record: Record) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The image of a record and the names in it.
 
     Raises:
-        ValueError: an entry is not as `image_record` makes it.
+        ValueError: they would lead out of the folder, or into an error much later.
     """
+    entry = record["image"]
     name = entry.get("result_name", "image")
     if not isinstance(name, str) or not name.strip(". ") or set(name) & {"/", "\\", "\0"}:
         raise ValueError(f"the result_name {name!r} is no plain file name")
@@ -447,6 +459,7 @@ def _check_image(entry: dict[str, Any]) -> None:
         entry.get("refinements", []), list
     ):
         raise ValueError(f"an image has the file_name {entry['file_name']!r}, or no refinements")
+    return entry, tuple(sorted({a["category_name"] for a in record["annotations"]}))
 
 
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:

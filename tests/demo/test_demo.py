@@ -415,6 +415,17 @@ def test_results_of_other_settings_are_not_mixed_in(run, folder, tmp_path, capsy
     assert predictions(tmp_path)["info"]["task"] == "instance"
 
 
+def test_shares_give_other_settings_up_and_not_each_other(run, folder, tmp_path):
+    assert run() == 0
+    for share in ("0/2", "1/2"):
+        assert run("--task", "instance", "--shard", share) == 2
+    for share in ("0/2", "1/2"):
+        assert run("--task", "instance", "--shard", share, "--overwrite") == 0
+    assert run("--task", "instance") == 0
+    assert predictions(tmp_path)["info"]["task"] == "instance"
+    assert len(predictions(tmp_path)["images"]) == 3
+
+
 def test_paths_and_config_keys_need_no_option(demo, fake, folder, tmp_path, monkeypatch):
     (tmp_path / "weights.safetensors").write_bytes(b"weights")
     monkeypatch.chdir(tmp_path)  # and any folder will do: the config is found by its name
