@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import IO, Any
 _PREFIX = ".partial-"
 _REPLACED = ".old"
 _LOCK_NAME = ".lock"
+_PATIENCE_S = 0.5
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _HIDDEN_NAME = re.compile(rf"(?:{re.escape(_PREFIX)})?(.+?)(?:{re.escape(_REPLACED)})*")
 
@@ -121,8 +123,8 @@ class FolderLock:
         """Let others have the folder."""
         while self._files:
             path, file = self._files.pop()
-            with file, contextlib.suppress(BlockingIOError):
-                _lock(file)  # a file that others share stays
+            with file, contextlib.suppress(OSError):
+                _lock(file)  # a file that others share stays, on Windows any
                 for left in (path, *path.parent.glob(f"{path.name}.*")):  # also by the killed
                     left.unlink(missing_ok=True)
 
@@ -135,11 +137,16 @@ def _locked_file(path: Path, *, shared: bool) -> IO[str]:
     """
     # Not through a link, and kept if it is there: another program's lock is on that very file.
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    patience = time.monotonic() + _PATIENCE_S
     while True:
         file = os.fdopen(os.open(path, flags, 0o666), "r+")
         try:
             _lock(file, shared=shared)
         except BlockingIOError:
+            if shared and time.monotonic() < patience:  # another part may be clearing up
+                file.close()
+                time.sleep(_PATIENCE_S / 10)
+                continue
             holder = file.read().strip() or "another program"
             file.close()
             raise BlockingIOError(errno.EAGAIN, holder) from None
