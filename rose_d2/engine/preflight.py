@@ -205,7 +205,7 @@ def check_job(args: argparse.Namespace) -> None:
     sys.stdout.flush()
     missing = [finding for finding in findings if finding.problem]
     if missing:
-        first = f"{missing[0].what}: {missing[0].problem}"
+        first = f"{missing[0].what}: {missing[0].problem.rstrip('.')}."
         more = f" And {len(missing) - 1} more, see the table." if len(missing) > 1 else ""
         raise SystemExit(f"{program()}: the job cannot start. {first}{more}")
 
