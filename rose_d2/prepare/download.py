@@ -77,8 +77,8 @@ def fetch(
         try:
             Transfer(url, source, target, timeout).run(attempts, pause)
         except MirrorError as error:
-            failures.append(f"{url}: {error}")
-            logger.warning("%s: %s", url, error)
+            failures.append(f"{url}: {_in_one_line(str(error))}")
+            logger.warning("%s", failures[-1])
             continue
         Part(target).finish(target)
         size = format_size(target.stat().st_size)
@@ -87,6 +87,11 @@ def fetch(
     arrived = Part(target).size
     kept = f" The next run goes on from {format_size(arrived)}." if arrived else ""
     raise DownloadError(f"{target.name} could not be fetched. {'; '.join(failures)}.{kept}")
+
+
+def _in_one_line(text: str) -> str:
+    """What a server has said, without line ends and what nobody can read."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 @contextlib.contextmanager

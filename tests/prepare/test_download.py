@@ -6,6 +6,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.error import HTTPError
 
 import pytest
 
@@ -258,6 +259,15 @@ def test_every_mirror_says_why_it_failed(site, target):
     assert f"{site.url}/gone: HTTP 404 Not Found; {site.url}/page: sends a web page" in message
     assert "/short: has a file of 99 bytes instead of 10240." in message
     assert names(target) == []
+
+
+def test_a_servers_own_words_become_one_line(site, target, monkeypatch):
+    def refuse(request, timeout):
+        raise HTTPError(request.full_url, 302, "an infinite loop.\nFound\0\r\n", {}, None)
+
+    monkeypatch.setattr(transfer, "urlopen", refuse)
+    with pytest.raises(DownloadError, match=r"/a: HTTP 302 an infinite loop\. Found\.$"):
+        fetch(site.file("a"), target)
 
 
 def test_a_passing_error_is_waited_for(site, target, pauses):
