@@ -50,8 +50,10 @@ def read_text(path: str | Path) -> str:
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it has another encoding.
+        ValueError: it has another encoding, or is no file: a pipe would be waited for.
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f"{path} is a folder, a pipe or a device; a text file is needed.")
     content = Path(path).read_bytes()
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 
 PREDICTIONS_FOLDER = "predictions"
+# Of tasks whose annotations are images; files without objects are refused where they are read.
+_HEADLINES = {"sem_seg": "mIoU", "panoptic_seg": "PQ"}
 
 
 _CONFIG_NAME = "config.yaml"
@@ -92,16 +95,33 @@ def evaluate_dataset(
         task -> metric -> number; empty on all but the main process.
 
     Raises:
-        ValueError: the predictions in OUTPUT_DIR were made with something else.
+        ValueError: the predictions in OUTPUT_DIR were made with something else; or nothing can be
+            scored, because no item can be used or no pixel is labelled.
     """
     if weights is None or not cfg.TEST.SAVE_PREDICTIONS:
         strict = cfg.DATASETS.STRICT
         loader: BatchLoader = build_rose_test_loader(cfg, dataset_name, strict=strict)
-        return inference_on_dataset(model, loader, evaluator)
+        return _with_a_score(inference_on_dataset(model, loader, evaluator), dataset_name)
     samples = load_test_dicts(cfg, dataset_name)
     store = _open_store(cfg, dataset_name, len(samples), weights, overwrite_predictions)
     loader = _ResumedLoader(cfg, dataset_name, samples, store)
-    return inference_on_dataset(model, loader, evaluator, store=store)
+    results = inference_on_dataset(model, loader, evaluator, store=store)
+    return _with_a_score(results, dataset_name)
+
+
+def _with_a_score(results: dict[str, Any], dataset_name: str) -> dict[str, Any]:
+    """The results, if anything was annotated that they could be about.
+
+    Raises:
+        ValueError: nothing was.
+    """
+    for task, metric in _HEADLINES.items():
+        if math.isnan(results.get(task, {}).get(metric, 0.0)):
+            raise ValueError(
+                f"{metric} of {dataset_name} is not a number: no pixel of its images is labelled, "
+                "so nothing can be scored; check its label images."
+            )
+    return results
 
 
 def _open_store(
@@ -225,7 +245,8 @@ class SavedRun:
         cfg.OUTPUT_DIR = output_dir
         evaluator = build_refinement_evaluator(cfg, self.dataset_name, build_evaluator)
         batches = _SavedLoader(self._samples, self.store, strict=cfg.DATASETS.STRICT)
-        return inference_on_dataset(_no_model, batches, evaluator, store=self.store)
+        results = inference_on_dataset(_no_model, batches, evaluator, store=self.store)
+        return _with_a_score(results, self.dataset_name)
 
     def _check(self, folder: Path) -> None:
         wanted = prediction_fingerprint(

@@ -145,6 +145,21 @@ def test_what_was_unusable_is_scored_without_it_and_tried_again(
     assert repr(SavedRun(predictions).score(str(tmp_path / "rescored"))) == repr(mended)
 
 
+def test_images_without_a_label_are_no_benchmark(cfg, tiny_model, tmp_path):
+    (tmp_path / "labels").mkdir()
+    for path in (tmp_path / "images").iterdir():
+        Image.new("L", (32, 24), 255).save(tmp_path / "labels" / path.name)
+    (tmp_path / "classes.txt").write_text("dog\nwall: stuff\n")
+    paths = [str(tmp_path / name) for name in ("images", "labels", "classes.txt")]
+    try:
+        register_custom([("unlabelled", "labels", *paths)])
+        evaluator = build_evaluator(cfg, "unlabelled")
+        with pytest.raises(ValueError, match="mIoU of unlabelled is not a number: no pixel"):
+            evaluate_dataset(cfg, Counting(tiny_model), "unlabelled", evaluator)
+    finally:
+        unregister("unlabelled")
+
+
 def _report(cfg, results, folder):
     return Path(write_report(cfg, results, str(folder))).read_text()
 

@@ -29,10 +29,13 @@ from rose_d2.prompts.tasks import TASKS
 IGNORE_LABEL, WIDE_IGNORE_LABEL = 255, 65535
 # Only at the end of a line; other colons belong to the name.
 _STUFF_MARK = re.compile(r"\s*:\s*stuff$", re.IGNORECASE)
-# CamVid's class_dict.csv and CVAT's labelmap.txt.
-_COLOURED = re.compile(r"([^,:]+)[,:] ?(\d{1,3}), ?(\d{1,3}), ?(\d{1,3})(?::[^:]*:[^:]*)?")
-# A dump of id2label.
+# CamVid's class_dict.csv, CVAT's labelmap.txt, and tables with tabs.
+_COLOURED = re.compile(r"([^,:]+?)[,: ] ?(\d{1,3})[, ] ?(\d{1,3})[, ] ?(\d{1,3})(?::[^:]*:[^:]*)?")
+# A dump of id2label; and where every line begins with its number.
 _NUMBERED = re.compile(r"\d+\s*[:=,;]")
+_COUNTED = re.compile(r"\W?(\d{1,6})\W")
+# A comment, or a file of another kind: JSON, YAML, protocol buffers, quoted tables.
+_NO_NAME = re.compile(r"[#\"'\[{]|.*[{}]")
 _MARKUP = re.compile(r"<[^<>]*>|\[/?INST\]")
 _LONGEST_NAME = 100
 # Images of which one at least has to be there.
@@ -228,14 +231,16 @@ def _load_labels(image_root: Path, label_root: Path, classes: list[str]) -> list
     for record in records[:_LOOKED_FOR]:
         with contextlib.suppress(ImageReadError), opened_image(record["sem_seg_file_name"]) as png:
             found |= set(np.unique(np.asarray(png)).tolist())
+    seen = BrokenAnnotations(label_root)
+    if found == {IGNORE_LABEL} and len(classes) <= IGNORE_LABEL:
+        seen.note("the label images hold nothing but 255, which is unlabelled")
     if found == {0, IGNORE_LABEL} and 1 < len(classes) <= IGNORE_LABEL:
-        seen = BrokenAnnotations(label_root)
         seen.note(
             "the label images hold nothing but 0 and 255, but 255 is unlabelled here, so no pixel "
             f"has class {classes[1]!r}; write the number of the class (1 for the second line) "
             "instead of 255"
         )
-        seen.report()
+    seen.report()
     return records
 
 
@@ -302,12 +307,14 @@ def load_labelled_images(image_root: Path, label_root: Path) -> list[dict[str, A
                 "sem_seg_file_name": str(label_file),
             }
         )
-    broken.report()
     if not records:
         raise ValueError(
-            f"No image of {image_root} has a label PNG of its name in {label_root}; for "
-            "street.jpg a file street.png is needed there."
+            f"No image of {image_root} has a label PNG of its name and size in {label_root}; for "
+            "street.jpg a file street.png is needed there"
+            + "".join(f"; {part}" for part in broken.parts())
+            + "."
         )
+    broken.report()
     return records
 
 
@@ -337,17 +344,46 @@ def _read_classes(path: Path) -> list[_ListedClass]:
     coloured = [_COLOURED.fullmatch(line) for line in with_colours]
     if coloured and all(coloured):
         names = _checked_names([m[1].strip() for m in coloured if m], path)
-        rows = [tuple(min(int(m[k]), 255) for k in (2, 3, 4)) for m in coloured if m]
+        rows = [tuple(int(m[k]) for k in (2, 3, 4)) for m in coloured if m]
+        _check_colours(rows, path)
         return [_ListedClass(n, False, c) for n, c in zip(names, rows, strict=True)]
     if "" in lines:
         raise ValueError(
             f"Line {lines.index('') + 1} of {path} is empty, but the values of pixels are line "
             "numbers: write a name there, or remove the line where no pixel has its number."
         )
+    _check_lines(lines, path)
     marks = [_STUFF_MARK.search(line) for line in lines]
     names = [line[: m.start()] if m else line for line, m in zip(lines, marks, strict=True)]
     names = _checked_names(names, path)
     return [_ListedClass(n, bool(m), None) for n, m in zip(names, marks, strict=True)]
+
+
+def _check_lines(lines: list[str], path: Path) -> None:
+    """Refuse what is text but no list of names, before its lines become the names."""
+    foreign = next(filter(_NO_NAME.match, lines), None)
+    counted = [_COUNTED.match(line) for line in lines]
+    numbers = [int(match[1]) for match in counted if match]
+    wrong = ""
+    if len(lines) == 1 and "," in lines[0]:
+        wrong = f"one line with commas, {lines[0][:40]!r}"
+    elif foreign is not None:
+        wrong = f"the line {foreign[:40]!r}, as a comment or another kind of file has"
+    elif len(lines) > 1 and numbers in (list(range(len(lines))), list(range(1, len(lines) + 1))):
+        wrong = f"lines that are counted, first {lines[0]!r}"
+    if wrong:
+        raise ValueError(f"{path} has {wrong}; write the name of one class, alone, in every line.")
+
+
+def _check_colours(colours: list[tuple[int, ...]], path: Path) -> None:
+    """Refuse colours that cannot be, or two classes of one colour."""
+    wrong = [colour for colour in colours if max(colour) > 255]
+    wrong += [colour for colour, count in Counter(colours).items() if count > 1]
+    if wrong:
+        raise ValueError(
+            f"{path} gives a class the colour {wrong[0]}, which has a value above 255 or is "
+            "another class's, too; every class needs a colour of its own, from 0 to 255."
+        )
 
 
 def _category_names(json_file: Path) -> dict[Any, str]:

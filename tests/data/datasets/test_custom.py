@@ -1,5 +1,6 @@
 import argparse
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +157,15 @@ def test_class_lists_with_colours(labels, content):
     ("content", "message"),
     [
         ("wall\n\nball\n", "Line 2 of .* is empty"),
-        ("0: wall\n1: ball\n", "'0: wall', which begins with a number"),
+        ("0: wall\n1: ball\n", "lines that are counted, first '0: wall'"),
+        ("1 wall\n2 ball\n", "lines that are counted"),
+        ("(0)\twall\n(1)\tball\n", "lines that are counted"),
+        ("wall\n3: ball\n", "'3: ball', which begins with a number"),
+        ("wall, ball", "one line with commas"),
+        ('["wall",\n"ball"]', "as a comment or another kind of file"),
+        ("# my classes\nwall\n", "the line '# my classes', as a comment"),
+        ("wall,0,0,0\nball,0,0,0\n", "the colour .0, 0, 0., which .* another class's"),
+        ("wall,0,0,256\nball,0,0,0\n", "the colour .0, 0, 256., which has a value above 255"),
         ("0\n1\n", "only numbers"),
         ("wall\n<image>\n", "'<image>', which looks like a token"),
         ("wall\n" + "x" * 4000, "a name of 4000 characters"),
@@ -167,6 +176,19 @@ def test_class_lists_without_names_are_refused(tmp_path, content, message):
     (tmp_path / "classes.txt").write_text(content)
     with pytest.raises(ValueError, match=message):
         read_class_names(tmp_path / "classes.txt")
+
+
+def test_numbers_in_names_stay(tmp_path):
+    names = ["10 euro note", "20 euro note", "3d printer"]
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    assert read_class_names(tmp_path / "classes.txt") == names
+
+
+def test_a_folder_or_a_pipe_is_no_class_list(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(ValueError, match="a folder, a pipe or a device; a text file is needed"):
+            read_class_names(path)
 
 
 def test_a_class_list_of_another_encoding_is_named(tmp_path):
