@@ -10,6 +10,7 @@ r"""Measure speed and memory.
     python tools/benchmark.py infer --config-file configs/rose_tiny.yaml --batch-size 1 4
     python tools/benchmark.py infer --dataset clipart_panoptic_val --num 40 \
         --opts MODEL.WEIGHTS checkpoints/rose_tiny                         # as it is used
+    python tools/benchmark.py compare --image photo.jpg --opts MODEL.WEIGHTS checkpoints/rose_tiny
 
 `data` reports how many images a second one process prepares, at the image size of
 configs/rose_7b.yaml (672 for the language model, 1024 for SAM) or of another config, and where the
@@ -17,6 +18,9 @@ time goes. `eval` reports, per image, the time of the model and of each evaluato
 after the other, and how memory grows. `train` and `infer` build the model of a config in its true
 size with random weights and run it on made-up images, so they need no checkpoint and no dataset;
 they report the time of each part, images a second, the peak memory and the FLOP/s achieved.
+`compare` lets ROSE and others take turns: a stack of names and <SEG> tokens (paper, Table 3) with
+the same number of objects, segment-anything's mask generator and transformers' `generate` with the
+same weights.
 """
 
 import argparse
@@ -26,6 +30,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 
@@ -34,9 +39,16 @@ from rose_d2.checkpoint.checkpointer import RoseCheckpointer
 from rose_d2.command_line import add_config_arguments, make_parser, run_main
 from rose_d2.config.read import read_config
 from rose_d2.data.build import build_rose_test_loader
+from rose_d2.data.image_io import read_image
 from rose_d2.engine.evaluate import check_test_datasets
 from rose_d2.engine.trainer import RoseTrainer
 from rose_d2.evaluation.build import build_evaluator
+from rose_d2.predictor.predictor import RosePredictor
+from rose_d2.profiling.comparison import (
+    compare_with_generate,
+    compare_with_sam,
+    compare_with_stack,
+)
 from rose_d2.profiling.inputs import FEW_OBJECTS
 from rose_d2.profiling.pipeline import (
     COCO_LIKE,
@@ -96,11 +108,23 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="measure MODEL.WEIGHTS on the images of this registered dataset, in place of random "
         "weights, with which all of the top K are kept and named: the most there can be",
     )
-    for command in (train, infer):
+    compare = commands.add_parser("compare", help="ROSE side by side with others")
+    compare.add_argument(
+        "--num-objects",
+        type=int,
+        nargs="+",
+        default=[1, 10, 30, 100],
+        metavar="N",
+        help="objects of the answers by patches and as a stack (default: 1 10 30 100)",
+    )
+    compare.add_argument(
+        "--image", help="what ROSE and SamAutomaticMaskGenerator segment (default: noise)"
+    )
+    for command in (train, infer, compare):
         command.add_argument(
-            "--num", type=int, default=5, help="steps to measure (default: %(default)s)"
+            "--num", type=int, default=5, help="steps or pairs to measure (default: %(default)s)"
         )
-    for command in (evaluation, train, infer):
+    for command in (evaluation, train, infer, compare):
         add_config_arguments(command, default="configs/rose_tiny.yaml")
     return parser.parse_args(arguments)
 
@@ -192,6 +216,19 @@ def report_answers(cfg: CfgNode, dataset: str, batch_size: int, num: int) -> Non
     print(report_step(title, cfg, cost))
 
 
+def report_comparisons(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Print ROSE beside what does the same."""
+    for num_objects in args.num_objects:
+        print(compare_with_stack(cfg, num_objects, args.num).report())
+    if args.image:
+        image = read_image(args.image)[:, :, ::-1]
+    else:
+        image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    predictor = RosePredictor(cfg)
+    print(compare_with_sam(predictor, image, args.num).report())
+    print(compare_with_generate(predictor.model, cfg.TEST.TOP_K, args.num).report())
+
+
 def benchmark(args: argparse.Namespace) -> None:
     """Measure what the command asks for and print it."""
     cfg = make_config(args)
@@ -207,6 +244,8 @@ def benchmark(args: argparse.Namespace) -> None:
                 report_answers(cfg, args.dataset, batch_size, args.num)
             else:
                 report_inference(cfg, batch_size, args.num)
+    elif args.command == "compare":
+        report_comparisons(cfg, args)
     else:
         report = report_memory if args.memory else report_speed
         with tempfile.TemporaryDirectory() as folder:

@@ -71,7 +71,7 @@ class CategoryDecoder:
         name_of_word, place = (padded != IGNORE_INDEX).nonzero().T.to(embeddings.device)
         labels = padded.to(embeddings.device)
         words = self.lmm.embed_tokens(labels[:, :-1].clamp(min=0))  # the end token is never read
-        prompt = self._splice(embeddings)
+        prompt = self.prompts(embeddings)
         states = self.lmm.run_text(torch.cat([prompt, words.to(prompt.dtype)], dim=1))
         states = states[:, prompt.shape[1] - 1 :]  # (K, L, D): each predicts the next token
         return text_cross_entropy(
@@ -115,15 +115,15 @@ class CategoryDecoder:
                 rows = rows[left]
             words = self.lmm.embed_tokens(tokens[rows, place, None]).to(states.dtype)
             states = self.lmm.run_text(words, cache)[:, -1]
-        return DecodedNames(self._spell(tokens, trie), log_probs / lengths)
+        return DecodedNames(self.spell(tokens, trie), log_probs / lengths)
 
     def candidate_trie(self, candidates: Sequence[str]) -> CandidateTrie:
         """Trie of allowed names, for constrained generation."""
         sequences = [encode_name(self.tokenizer, name)[:-1] for name in candidates]
         return CandidateTrie(candidates, sequences)
 
-    def _splice(self, embeddings: Tensor) -> Tensor:
-        """Whole prompts (K, L, D)."""
+    def prompts(self, embeddings: Tensor) -> Tensor:
+        """What the language model reads of K embeddings (K, D) before it writes, (K, L, D)."""
         before = self._words(self.prompt.before, embeddings)
         return torch.cat([before, self._behind_prefix(embeddings)], dim=1)
 
@@ -159,7 +159,8 @@ class CategoryDecoder:
             return torch.tensor(finished, device=tokens.device)
         return torch.isin(tokens[:, -1], torch.tensor(self.stop_tokens, device=tokens.device))
 
-    def _spell(self, tokens: Tensor, trie: CandidateTrie | None) -> CategoryNames:
+    def spell(self, tokens: Tensor, trie: CandidateTrie | None = None) -> CategoryNames:
+        """Names of generated tokens (K, L), each up to its end."""
         if trie is not None:
             return CategoryNames([trie.spell(row) for row in tokens.tolist()])
         names = []

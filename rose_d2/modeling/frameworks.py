@@ -247,12 +247,16 @@ class StackWriter:
             prompts: B prompts.
         """
         written = [
-            self._write(Writing(self.lmm, image[None], mask[None], prompt))
+            self._write(self.begin(image[None], mask[None], prompt))
             for image, mask, prompt in zip(images, prior_masks, prompts, strict=True)
         ]
         proposals = padded_proposals([w.states for w in written], [w.logits for w in written])
         proposals.names = lambda image, tokens: written[image].names[tokens]
         return proposals
+
+    def begin(self, image: Tensor, prior_mask: Tensor, prompt: EncodedPrompt) -> Writing:
+        """Read a prompt; see `Writing`."""
+        return Writing(self.lmm, image, prior_mask, prompt)
 
     def _write(self, writing: Writing) -> _Stack:
         states, logits, names = [], [], []

@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from scripts import load_script
 
 from rose_d2.data.datasets.registration import unregister
+from rose_d2.profiling.comparison import Comparison
 from rose_d2.profiling.pipeline import COCO_LIKE
 from rose_d2.profiling.steps import StepCost
 
@@ -74,6 +76,26 @@ def test_trained_weights_are_measured_on_images(benchmark, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "build_rose_test_loader", lambda *_: iter([[5]]))
     assert benchmark.main(asked) == 1
     assert "has less than 2 images" in capsys.readouterr().err
+
+
+def test_rose_is_compared_with_others(benchmark, monkeypatch, tmp_path, capsys):
+    def compare(*given):
+        asked.append(given)
+        return Comparison(f"number {len(asked)}", "ours", "theirs", [1.0], [2.0])
+
+    asked = []
+    for name in ("compare_with_stack", "compare_with_sam", "compare_with_generate"):
+        monkeypatch.setattr(benchmark, name, compare)
+    Image.new("RGB", (8, 6), (9, 0, 0)).save(tmp_path / "red.png")
+    words = ["compare", "--num-objects", "2", "7", "--num", "3", "--image", tmp_path / "red.png"]
+    words += ["--opts", "MODEL.WEIGHTS", "checkpoints/rose_tiny"]
+    assert benchmark.main([str(word) for word in words]) == 0
+    assert [given[1:] for given in asked[:2]] == [(2, 3), (7, 3)]
+    predictor, image, pairs = asked[2]
+    assert image.shape == (6, 8, 3) and image[0, 0].tolist() == [0, 0, 9] and pairs == 3
+    assert asked[3] == (predictor.model, 100, 3)
+    shown = capsys.readouterr().out
+    assert shown.count("2.0 times as long") == 4 and "number 4" in shown
 
 
 def test_an_unknown_key_is_one_sentence(benchmark, capsys):
