@@ -50,6 +50,6 @@ def test_three_scenes_are_learnt_by_heart(tiny_cfg, batch):
     with torch.no_grad():
         outputs = model(batch)
     for item, output in zip(batch, outputs, strict=True):
-        found = set(output["instances"].pred_category_names)
+        found = set(output["open_instances"].pred_category_names)
         assert found, "nothing was found at all"
         assert len(found & set(item["instances"].gt_category_names)) >= len(found) / 2

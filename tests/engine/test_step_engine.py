@@ -106,7 +106,7 @@ def test_what_trains_is_float32_beside_frozen_bfloat16(tiny_cfg, make_input, has
             assert parameter.dtype is torch.float32, name
     assert model.backbone.model.model.language_model.norm.weight.dtype is torch.bfloat16
     with torch.no_grad(), engine.evaluation():
-        assert model.eval()([make_input()])[0]["instances"]
+        assert model.eval()([make_input()])[0]["open_instances"]
 
 
 def test_weights_in_bfloat16_need_mixed_precision(tmp_path):

@@ -116,7 +116,7 @@ def scores(engine, model):
         batch = [item(1000 + i, has_targets=False) for i in range(1 + comm.get_rank())]
         answers = model.eval()(batch)
         model.train()
-    return [answer["instances"].scores for answer in answers]
+    return [answer["open_instances"].scores for answer in answers]
 
 
 def break_loss(model, engine, step: int) -> None:

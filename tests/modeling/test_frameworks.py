@@ -156,7 +156,7 @@ def test_a_scene_known_by_heart_is_drawn_and_named(trained_model, make_input, un
     item = asked(make_input())
     with torch.no_grad():
         (output,) = model([item])
-    found = output["instances"]
+    found = output["open_instances"]
     found = found[found.scores > 0.5]
     assert sorted(found.pred_category_names) == ["dog", "red car"]
     for name, mask in zip(found.pred_category_names, found.pred_masks, strict=True):
@@ -174,9 +174,9 @@ def test_all_tasks_are_answered_in_the_form_of_rose(tiny_cfg, make_input, units)
     with torch.no_grad():
         for expected, output in zip(rose(items), other(items), strict=True):
             assert output.keys() == expected.keys()
-            fields = output["instances"].get_fields().keys()
-            assert fields == expected["instances"].get_fields().keys()
-            assert output["instances"].pred_masks.shape[1:] == (96, 128)
+            fields = output["open_instances"].get_fields().keys()
+            assert fields == expected["open_instances"].get_fields().keys()
+            assert output["open_instances"].pred_masks.shape[1:] == (96, 128)
 
 
 def test_regions_are_named_in_the_order_of_their_patches(tiny_cfg, make_input, monkeypatch):
