@@ -72,7 +72,7 @@ space: setup
 
 docs: WANTED = docs,$(EXTRAS)
 docs: setup
-	$(VENV_PYTHON) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --strict --quiet
 	@echo "The site is in output/site: open index.html, or $(VENV_PYTHON) -m mkdocs serve"
 
 train-tiny: setup

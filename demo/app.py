@@ -260,8 +260,9 @@ def build(rose: Rose, examples: Sequence[str] = ()) -> gr.Blocks:
                     gr.Examples([[file] for file in examples], [upload], label="examples")
             with gr.Column(scale=4):
                 picture = gr.Image(
-                    label="segments", interactive=False, elem_id="picture", format="png"
-                )
+                    label="segments", interactive=False, elem_id="picture", format="png",
+                    buttons=["fullscreen"],
+                )  # fmt: skip
                 status = gr.Markdown(elem_id="status")
                 mode = gr.Radio(
                     [SELECT, MISSED], value=SELECT, label="a click on the picture",
@@ -278,7 +279,7 @@ def build(rose: Rose, examples: Sequence[str] = ()) -> gr.Blocks:
                     undo = gr.Button("Undo", elem_id="undo")
                 with gr.Row():
                     downloads = [
-                        gr.DownloadButton(label, elem_id=f"download-{label.lower()}")
+                        gr.DownloadButton(f"↓ {label}", elem_id=f"download-{label.lower()}")
                         for label in ("JSON", "Masks", "Picture")
                     ]
         shown = [talk, picture, table, chat, status, *downloads, line]
