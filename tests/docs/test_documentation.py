@@ -1,8 +1,9 @@
 """What the documentation tells a reader to type is typed: commands, Python blocks and notebooks.
 
 Every command is read from the Markdown and parsed by its own script, and its config keys are
-checked. Commands of the demo on the tiny model are run as they stand; those that train, download or
-need many GPUs are not.
+checked. Then each is run, with `SMALLER` numbers where it would take long, or `RUN_ELSEWHERE` names
+the test that runs the same script on something smaller, since it downloads, needs GPUs or takes a
+quarter of a minute.
 """
 
 import json
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from scripts import ROOT, load_script
+from scripts import ROOT, load_script, run_script
 
 from rose_d2.config.read import read_config
 from rose_d2.config.released import find_config
@@ -34,14 +35,51 @@ def blocks(page, *languages):
     return [body for _, language, body in FENCE.findall(text) if language in languages]
 
 
+# Where a command stands -> the test that runs its script.
+RUN_ELSEWHERE = {
+    r"demo/demo\.py .*rose_7b": "tests/demo/test_real_predictor.py",
+    r"quick/mid_size": "tests/tools/test_benchmark.py",
+    r"quick/all_datasets": "tests/test_all_datasets.py",
+    r"datasets/(download|prepare_(?:ade20k|coco_stuff|mapillary_vistas|refcoco))\.py": (
+        r"tests/datasets/test_\1.py"
+    ),
+    r"datasets/prepare_miniatures\.py": "tests/test_all_datasets.py",
+    r"demo/app\.py": "tests/demo/test_app.py",
+    r"tools/replay_step\.py": "tests/engine/test_non_finite.py",
+    r"tools/plan_memory\.py": "tests/tools/test_plan_memory.py",
+    r"tools/(segment_dataset|kill_and_resume|benchmark|check_gpu|check_data)\.py": (
+        r"tests/tools/test_\1.py"
+    ),
+    r"tools/(measure_refinement|matched_targets|reproduce|make_figures|show_session)\.py": (
+        r"tests/tools/test_\1.py"
+    ),
+    r"rose_7b|rose_0p5b": "tests/test_mini_7b.py",
+}
+# What makes a command short, in front of its KEY VALUE pairs and behind them.
+SMALLER = {
+    "train_net.py": (
+        [],
+        [
+            *("SOLVER.WARMUP_ITERS", "0", "SOLVER.IMS_PER_BATCH", "2"),
+            *("DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER"),
+        ],
+    ),
+    "datasets/prepare_clipart.py": (["--num-workers", "1"], []),
+    "demo/demo.py": (["--device", "cpu", "--overwrite"], []),
+}
+SCENES = ["--num-train", "4", "--num-val", "2", "--num-val-unseen", "1"]
+
+
 def commands():
-    """(page, words) of every command line in the pages, indented blocks included."""
+    """(page, script, words) of every command in the pages, in blocks and within sentences."""
     found = []
     for page in PAGES:
         indented = "\n".join(
             line for line in page.read_text().splitlines() if line.startswith("    ")
         )
-        for block in [*blocks(page, "", "bash", "text", "console"), indented]:
+        spans = re.findall(r"`(python [^`]+)`", FENCE.sub("", page.read_text()))
+        sentences = "\n".join(" ".join(s.split()) for s in spans if "..." not in s and "…" not in s)
+        for block in [*blocks(page, "", "bash", "text", "console"), indented, sentences]:
             for line in re.sub(r"\\\n\s*", " ", block).splitlines():
                 script = SCRIPT.search(line)
                 if script and re.match(
@@ -75,6 +113,8 @@ def parse(script, words, monkeypatch):
 
 @pytest.mark.parametrize(("page", "script", "words"), COMMANDS, ids=lambda part: str(part)[:60])
 def test_every_command_is_read_by_its_script(page, script, words, monkeypatch):
+    if "--help" in words:
+        return
     args = parse(script, words, monkeypatch)
     config = getattr(args, "config_file", None)
     if not config:
@@ -97,45 +137,110 @@ def test_every_make_target_exists():
                 assert target in targets.split(), f"{page.name}: make {target}"
 
 
-@pytest.fixture
-def desk(tmp_path, monkeypatch):
-    """A folder with what the examples of the pages speak of."""
-    monkeypatch.chdir(tmp_path)
-    first, _ = write_sample_images(tmp_path / "photos", 2, 5)
-    shutil.copy(first, "photo.jpg")
-    shutil.copytree("photos", "images")
-    (tmp_path / "label_pngs").mkdir()
-    for file in (tmp_path / "photos").iterdir():
+def write_desk(folder):
+    """A folder like a checkout, with what the examples of the pages speak of."""
+    folder.mkdir()
+    for part in ("checkpoints", "configs", "datasets", "demo", "tools", "train_net.py"):
+        (folder / part).symlink_to(ROOT / part)
+    first, _ = write_sample_images(folder / "photos", 2, 5)
+    shutil.copy(first, folder / "photo.jpg")
+    shutil.copytree(folder / "photos", folder / "images")
+    (folder / "classes.txt").write_text("background: stuff\nsquare\n")
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "square"}]}
+    for number, file in enumerate(sorted((folder / "photos").iterdir()), start=1):
         with Image.open(file) as picture:
             labels = np.zeros(picture.size[::-1], np.uint8)
         labels[20:90, 20:90] = 1
-        Image.fromarray(labels).save(tmp_path / "label_pngs" / f"{file.stem}.png")
-    coco = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
-    for name in ("train.json", "val.json"):
-        Path(name).write_text(json.dumps(coco))
-    return tmp_path
+        for labelled in ("labels", "label_pngs"):
+            (folder / labelled).mkdir(exist_ok=True)
+            Image.fromarray(labels).save(folder / labelled / f"{file.stem}.png")
+        height, width = labels.shape
+        size = {"height": height, "width": width}
+        content["images"].append({"id": number, "file_name": file.name, **size})
+        corners = [20, 20, 90, 20, 90, 90, 20, 90]
+        box = {"bbox": [20, 20, 70, 70], "area": 4900, "segmentation": [corners]}
+        ids = {"id": number, "image_id": number, "category_id": 1, "iscrowd": 0}
+        content["annotations"].append({**ids, **box})
+    for name in ("train.json", "val.json", "results.json"):
+        (folder / name).write_text(json.dumps(content))
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """Work in such a folder."""
+    write_desk(tmp_path / "desk")
+    monkeypatch.chdir(tmp_path / "desk")
+
+
+def elsewhere(script, words):
+    """The test that runs a command's script, if it is not run here."""
+    line = " ".join([script, *words])
+    found = ((re.search(pattern, line), test) for pattern, test in RUN_ELSEWHERE.items())
+    return next((match.expand(test) for match, test in found if match), None)
+
+
+def smaller(script, words, step):
+    """The words of a command with what makes it short."""
+    front, behind = SMALLER.get(script, ([], []))
+    words = list(words)
+    if "--num-gpus" in words:
+        start = words.index("--num-gpus")
+        del words[start : start + 2]
+    if script == "datasets/prepare_clipart.py":
+        front = [*front, *SCENES] if not words else front
+        words = [w if w not in ("20", "60") else "2" for w in words]
+    if script == "train_net.py" and "--eval-only" in words:
+        front = [*front, "--overwrite-predictions"]
+    if script == "train_net.py" and not {"--eval-only", "--resume"} & set(words):
+        front = [*front, "--overwrite"]
+    if script == "demo/demo.py" and "--device" in words:
+        front = ["--overwrite"]
+    behind = [*behind, str(step)] if behind else []
+    return [*front, *words, *behind]
+
+
+@pytest.fixture(scope="module")
+def typed(tmp_path_factory):
+    """(status, output) of every command that is run here, by its script and words.
+
+    They are typed in the order of the pages, in one folder; what two pages have, once.
+    """
+    root = tmp_path_factory.mktemp("typed")
+    desk = root / "desk"
+    write_desk(desk)
+    lines = []
+    for _, script, words in COMMANDS:
+        if elsewhere(script, words) is None:
+            step = 2 if "--resume" in words else 1
+            words = [word.replace("OUTPUT_DIR/", "output/rose_tiny/") for word in words]
+            lines.append((script, *smaller(script, words, step)))
+    lines = list(dict.fromkeys(lines))
+    # The scenes first.
+    scenes = ("datasets/prepare_clipart.py", "--num-workers", "1", *SCENES)
+    todo = [(str(desk), script, words) for script, *words in (scenes, *lines)]
+    (root / "commands.json").write_text(json.dumps(todo))
+    run_script(
+        *("tests/helpers/typed_commands.py", root / "commands.json", root / "ended.json"),
+        output=root / "output.txt",
+        env={"DETECTRON2_DATASETS": root / "data"},
+    )
+    return dict(zip([scenes, *lines], json.loads((root / "ended.json").read_text()), strict=True))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "demo/README.md", "docs/predict.md"])
-def test_the_commands_of_the_demo_run_as_they_stand(page, desk, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(ROOT / "demo"))
-    demo = load_script("demo/demo.py")
-    ran = 0
-    for where, script, words in COMMANDS:
-        # A model that nobody has trained is not there.
-        if (
-            where != page
-            or script != "demo/demo.py"
-            or "--config-file" in words
-            or "--help" in words
-        ):
-            continue
-        shutil.rmtree("output/demo", ignore_errors=True)
-        extra = [] if "--overwrite" in words else ["--overwrite"]
-        assert demo.main([*words, *extra]) == 0, (words, capsys.readouterr().err)
-        ran += 1
-    assert ran >= 2
+def test_every_command_runs(typed):
+    failed = {" ".join(line): end for line, end in typed.items() if end[0] != 0}
+    assert not failed, "\n\n".join(f"{line}\n{said}" for line, (_, said) in failed.items())
+    scripts = {script for script, *_ in typed}
+    assert scripts > {"train_net.py", "demo/demo.py", "tools/score.py"} and len(typed) > 30
+
+
+def test_other_commands_are_run_by_a_test_of_their_script():
+    for _, script, words in COMMANDS:
+        test = elsewhere(script, words)
+        if test is not None:
+            source = (ROOT / test).read_text()
+            assert Path(script).stem in source, f"{test} does not run {script}"
 
 
 @pytest.mark.slow
