@@ -7,6 +7,7 @@ goes on where it stopped; a stamp lets a finished one return at once. Standard l
 from __future__ import annotations
 
 import argparse
+import ast
 import fcntl
 import hashlib
 import json
@@ -21,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST, NEWEST = (3, 10), (3, 13)
-INPUTS = ("tools/setup_env.py", "constraints.txt", "setup.py")
+INPUTS = ("tools/setup_env.py", "requirements.lock", "setup.py")
 NEEDED_GIB = 10
 # What `make demo`, `make test` and training need; more are added by name.
 EXTRAS = ("dev", "eval", "train")
@@ -57,6 +58,12 @@ print(f"Python {platform.python_version()}, torch {torch.__version__}, "
 """
 
 
+# What builds the packages that come as source; newer setuptools have no pkg_resources.
+BASE = ("pip", "setuptools", "wheel")
+LOCKED = re.compile(r"^([A-Za-z0-9._-]+)==", re.MULTILINE)
+NEEDED_BY = re.compile(r"^    #(?: via|  ) ([A-Za-z0-9._-]+)$", re.MULTILINE)
+
+
 class SetupError(Exception):
     """Set-up cannot go on; the message is one sentence that says what to do."""
 
@@ -77,6 +84,50 @@ def fingerprint(root: Path, version: str) -> str:
     for name in INPUTS:
         digest.update(hashlib.sha256((root / name).read_bytes()).digest())
     return digest.hexdigest()
+
+
+def declared(setup_file: Path, extras: Sequence[str]) -> set[str]:
+    """Names of the packages that setup.py asks for, without running it.
+
+    Raises:
+        SetupError: there is no such extra.
+    """
+    lists = {
+        target.id: ast.literal_eval(statement.value)
+        for statement in ast.parse(setup_file.read_text(encoding="utf-8")).body
+        if isinstance(statement, ast.Assign)
+        for target in statement.targets
+        if isinstance(target, ast.Name) and target.id in ("ROSE", "DETECTRON2", "EXTRAS")
+    }
+    groups = lists["EXTRAS"]
+    if unknown := sorted(set(extras) - set(groups)):
+        raise SetupError(
+            f"there are no extras {', '.join(unknown)}; known are {', '.join(groups)}."
+        )
+    wanted = [*lists["ROSE"], *lists["DETECTRON2"], *(p for e in extras for p in groups[e])]
+    return {plain_name(re.split(r"[^A-Za-z0-9._-]", line)[0]) for line in wanted}
+
+
+def plain_name(name: str) -> str:
+    """A package's name in the one spelling that the registry takes for all."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def locked_part(lock: str, names: set[str]) -> str:
+    """The part of requirements.lock that some packages need, theirs and their dependencies'.
+
+    Args:
+        lock: of `uv pip compile`, which says below each package what needs it.
+        names: plain names of packages.
+    """
+    starts = [match.start() for match in LOCKED.finditer(lock)]
+    entries = [lock[a:b] for a, b in zip(starts, [*starts[1:], len(lock)], strict=True)]
+    owners = [plain_name(LOCKED.match(entry)[1]) for entry in entries]
+    parents = [{plain_name(name) for name in NEEDED_BY.findall(entry)} for entry in entries]
+    needed = set(names)
+    while more := {o for o, p in zip(owners, parents, strict=True) if p & needed} - needed:
+        needed |= more
+    return "".join(entry for entry, owner in zip(entries, owners, strict=True) if owner in needed)
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -226,11 +277,11 @@ def prepare_venv(env: Environment, recreate_for: str | None) -> None:
     )
 
 
-def install_wheel(env: Environment, step: str, requirement: str, *options: str) -> None:
-    """Installs one hash-pinned wheel without its dependencies; pip takes hashes only from files."""
-    listing = env.folder / "rose_d2_wheel.txt"
-    listing.write_text(requirement + "\n")
-    env.pip(step, "install", *UNRESOLVED, *options, "--requirement", str(listing))
+def install_listed(env: Environment, step: str, requirements: str, *options: str) -> None:
+    """Installs packages whose hashes are known; pip takes hashes only from files."""
+    listing = env.folder / "rose_d2_packages.txt"
+    listing.write_text(requirements + "\n")
+    env.pip(step, "install", "--require-hashes", *options, "--requirement", str(listing))
     listing.unlink()
 
 
@@ -262,7 +313,7 @@ def install_detectron2(env: Environment, choice: str) -> str:
     if present == "own":
         env.pip("removing the other detectron2", "uninstall", "--yes", "detectron2")
     target = ("--upgrade", "--target", env.ask(SITE_PACKAGES), "--python-version", "3.10")
-    install_wheel(env, "installing detectron2 (wheel)", DETECTRON2_WHEEL, *target)
+    install_listed(env, "installing detectron2 (wheel)", DETECTRON2_WHEEL, *UNRESOLVED, *target)
     return wanted
 
 
@@ -280,14 +331,16 @@ def set_up(
         env.echo(f"set-up: .venv is up to date ({stamp.get('versions', '')})")
         return
     env.write_stamp(state="started")
-    constraints = ("--constraint", "constraints.txt")
-    base = ("pip", "setuptools", "wheel")
-    env.pip("updating pip", "install", "--upgrade", *constraints, *base)
+    lock = (env.root / "requirements.lock").read_text(encoding="utf-8")
+    install_listed(env, "updating pip", locked_part(lock, set(BASE)), "--upgrade")
     step = "installing torch, transformers and the rest (3 GB on Linux, some minutes)"
-    build = ("--build-constraint", "constraints.txt")
-    env.pip(step, "install", *constraints, *build, "--editable", f".[{','.join(extras)}]")
+    needed = declared(env.root / "setup.py", extras)
+    # What builds packages that come as source is there; pip would get it without a hash.
+    install_listed(env, step, locked_part(lock, needed), "--no-build-isolation")
+    own = ("--no-deps", "--no-build-isolation", "--editable", ".")
+    env.pip("installing rose_d2 itself", "install", *own)
     source = install_detectron2(env, choice)
-    install_wheel(env, "installing panopticapi", PANOPTICAPI_WHEEL)
+    install_listed(env, "installing panopticapi", PANOPTICAPI_WHEEL, *UNRESOLVED)
     check = [str(env.python), "-I", "-W", "ignore", "-c", VERSIONS]
     versions = env.run("checking that everything imports", check).strip().splitlines()[-1]
     env.write_stamp(inputs=expected, detectron2=source, versions=versions, extras=",".join(extras))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +26,7 @@ class RecordingEnvironment(setup_env.Environment):
 
     def __init__(self, root, version="3.11.7", detectron2=""):
         super().__init__(root, echo=lambda line: self.lines.append(line))
-        self.lines, self.commands = [], []
+        self.lines, self.commands, self.listed = [], [], []
         self.python_version, self.detectron2 = version, detectron2
         self.fail_at = None
 
@@ -44,6 +45,8 @@ class RecordingEnvironment(setup_env.Environment):
         if setup_env.VERSIONS in command:
             return "a warning\nPython and packages\n"
         self.commands.append(" ".join(command))
+        if "--requirement" in command:
+            self.listed.append(setup_env.LOCKED.findall(Path(command[-1]).read_text()))
         return ""
 
 
@@ -51,7 +54,7 @@ class RecordingEnvironment(setup_env.Environment):
 def repository(tmp_path):
     for name in setup_env.INPUTS:
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(name)
+        shutil.copy(ROOT / name, tmp_path / name)
     (tmp_path / ".venv").mkdir()
     return tmp_path
 
@@ -175,10 +178,11 @@ def test_too_little_disk_is_said_before_anything_is_downloaded(repository, monke
 def test_steps_in_order_and_nothing_the_second_time(repository):
     environment = RecordingEnvironment(repository)
     setup_env.set_up(environment, choice="")
-    pip, ordinary, detectron2, panopticapi = environment.commands
-    assert pip.endswith("install --upgrade --constraint constraints.txt pip setuptools wheel")
-    assert ordinary.endswith("--editable .[dev,eval,train]")
-    assert "--constraint constraints.txt" in ordinary
+    pip, ordinary, own, detectron2, panopticapi = environment.commands
+    assert "--upgrade" in pip and {"pip", "setuptools", "wheel"} <= set(environment.listed[0])
+    assert {"torch", "deepspeed", "ruff", "pillow"} <= set(environment.listed[1])
+    assert "gradio" not in environment.listed[1]
+    assert own.endswith("install --no-deps --no-build-isolation --editable .")
     assert "--no-deps --only-binary=:all:" in detectron2
     assert "--target /site-packages --python-version 3.10" in detectron2
     assert "--no-deps --only-binary=:all:" in panopticapi and "--target" not in panopticapi
@@ -193,10 +197,10 @@ def test_steps_in_order_and_nothing_the_second_time(repository):
 def test_extras_are_added_once_and_kept(repository):
     environment = RecordingEnvironment(repository)
     setup_env.set_up(environment, choice="")
-    environment.commands.clear()
+    environment.listed.clear()
     environment.detectron2 = "wheel"
     setup_env.set_up(environment, choice="", extras=["app", "bulk"])
-    assert environment.commands[1].endswith("--editable .[app,bulk,dev,eval,train]")
+    assert {"gradio", "fastapi", "ray", "torch"} <= set(environment.listed[1])
     environment.commands.clear()
     setup_env.set_up(environment, choice="", extras=["bulk"])
     setup_env.set_up(environment, choice="")
@@ -212,7 +216,7 @@ def test_interrupted_set_up_is_taken_up_again(repository, step):
     environment.fail_at = None
     environment.commands.clear()
     setup_env.set_up(environment, choice="")
-    assert len(environment.commands) == 4
+    assert len(environment.commands) == 5
 
 
 def test_packages_that_do_not_import_are_not_stamped(repository, monkeypatch):
@@ -221,7 +225,7 @@ def test_packages_that_do_not_import_are_not_stamped(repository, monkeypatch):
     environment.python.symlink_to(sys.executable)
     monkeypatch.setattr(setup_env, "VERSIONS", "import no_such_package")
     monkeypatch.setattr(setup_env, "install_detectron2", lambda *arguments: "wheel")
-    monkeypatch.setattr(setup_env, "install_wheel", lambda *arguments: None)
+    monkeypatch.setattr(setup_env, "install_listed", lambda *arguments: None)
     monkeypatch.setattr(environment, "pip", lambda *arguments: None)
     with pytest.raises(SetupError, match="everything imports failed"):
         setup_env.set_up(environment, choice="")
@@ -279,6 +283,38 @@ def test_every_requirement_has_one_tested_version_in_its_range(monkeypatch, mino
     by_name = {pin.name: next(iter(pin.specifier)).version for pin in pins}
     for requirement in _requirements(monkeypatch):
         assert by_name[requirement.name] in requirement.specifier, requirement
+
+
+def test_nothing_is_downloaded_without_a_hash(repository):
+    environment = RecordingEnvironment(repository)
+    setup_env.set_up(environment, choice="", extras=["app"])
+    for command in environment.commands:
+        is_own = "--no-deps --no-build-isolation --editable ." in command
+        assert is_own != ("--require-hashes" in command)
+    assert "--no-build-isolation" in environment.commands[1]  # which would download, too
+    with pytest.raises(SetupError, match="no extras apps; known are train, eval"):
+        setup_env.set_up(environment, choice="", extras=["apps"])
+
+
+@pytest.mark.parametrize("minor", MINORS)
+def test_the_lock_has_the_tested_versions_with_hashes(monkeypatch, minor):
+    """And all that the requirements need, in the part that is taken of it."""
+    lock = (ROOT / "requirements.lock").read_text()
+    names = {canonicalize_name(requirement.name) for requirement in _requirements(monkeypatch)}
+    place = {"python_version": f"3.{minor}", "python_full_version": f"3.{minor}.9"}
+    place |= {"sys_platform": "linux", "platform_machine": "x86_64"}
+    entries = re.split(r"\n(?=[a-z])", setup_env.locked_part(lock, names))
+    locked = {}
+    for entry in entries:
+        requirement = Requirement(entry.split(" \\")[0])
+        assert "--hash=sha256:" in entry
+        if requirement.marker is None or requirement.marker.evaluate(place):
+            assert requirement.name not in locked
+            locked[requirement.name] = str(requirement.specifier)
+    assert names <= locked.keys()
+    for pin in _constraints():
+        if pin.name in locked and (pin.marker is None or pin.marker.evaluate(place)):
+            assert locked[pin.name] == str(pin.specifier)
 
 
 def test_packages_without_a_registry_entry_are_not_required(monkeypatch):
