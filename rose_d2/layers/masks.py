@@ -91,7 +91,8 @@ def mask_areas(masks: Tensor) -> Tensor:
         areas = [mask.sum() for mask in masks]
         return torch.stack(areas) if areas else torch.zeros(0, dtype=torch.long).to(masks.device)
     # NumPy counts bytes, twenty times as fast as torch adds up booleans.
-    return torch.tensor([np.count_nonzero(mask.numpy()) for mask in masks], dtype=torch.long)
+    areas = [np.count_nonzero(mask.numpy()) for mask in masks]
+    return torch.tensor(areas, dtype=torch.long, device="cpu")
 
 
 def pairwise_intersection(masks_a: Tensor, masks_b: Tensor) -> Tensor:
@@ -239,7 +240,7 @@ def mask_nms(
     if classes is not None:
         conflicts &= classes[:, None] == classes[None, :]
     conflicts = conflicts[order][:, order].cpu()
-    alive = torch.ones(len(order), dtype=torch.bool)
+    alive = torch.ones(len(order), dtype=torch.bool, device="cpu")
     for rank in range(len(order)):
         if alive[rank]:
             alive[rank + 1 :] &= ~conflicts[rank, rank + 1 :]

@@ -241,5 +241,5 @@ def patches_touching(grid: PatchGrid, box: NormalisedBox) -> torch.Tensor:
     """
     centres = grid.centres() * BOX_SCALE  # (P, 2)
     reach = BOX_SCALE / grid.side / 2
-    first, last = torch.tensor(box[:2]) - reach, torch.tensor(box[2:]) + reach
+    first, last = centres.new_tensor(box[:2]) - reach, centres.new_tensor(box[2:]) + reach
     return ((centres >= first) & (centres <= last)).all(dim=1)

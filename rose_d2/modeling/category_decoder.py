@@ -66,7 +66,7 @@ class CategoryDecoder:
             (K,) mean over each name's tokens: its letters, the period and the end token.
         """
         # Where the words are is known on the CPU, so that no device is asked for it.
-        targets = [torch.tensor(encode_name(self.tokenizer, name)) for name in names]
+        targets = [torch.tensor(encode_name(self.tokenizer, n), device="cpu") for n in names]
         padded = nn.utils.rnn.pad_sequence(targets, True, IGNORE_INDEX)
         name_of_word, place = (padded != IGNORE_INDEX).nonzero().T.to(embeddings.device)
         labels = padded.to(embeddings.device)
@@ -263,7 +263,7 @@ class CandidateTrie:
         Returns:
             bool (N, V), at least one True per row.
         """
-        mask = torch.zeros(len(tokens), vocab_size, dtype=torch.bool)
+        mask = torch.zeros(len(tokens), vocab_size, dtype=torch.bool, device="cpu")
         for row, prefix in enumerate(tokens.tolist()):
             mask[row, self.allowed(prefix) or [finished_token]] = True
         return mask.to(tokens.device)

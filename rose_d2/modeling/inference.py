@@ -197,7 +197,8 @@ class Inference:
             embeddings = [images[index].category_embeddings for index in chosen]
             trie = self._trie(group) if group else None
             decoded = self.category_decoder.generate(torch.cat(embeddings), trie)
-            rows = torch.arange(len(decoded.names)).split([len(part) for part in embeddings])
+            lengths = [len(part) for part in embeddings]
+            rows = torch.arange(len(decoded.names), device=embeddings[0].device).split(lengths)
             names |= {index: decoded[part] for index, part in zip(chosen, rows, strict=True)}
         return [names[index] for index in range(len(images))]
 
@@ -209,8 +210,9 @@ class Inference:
         if not allowed:
             return candidates
         # Neither "other" nor, where a response says what it likes, anything else.
-        chosen = torch.tensor([n in item["candidates"] for n in decoded.names], dtype=torch.bool)
-        return candidates[chosen.to(candidates.scores.device)]
+        chosen = [name in item["candidates"] for name in decoded.names]
+        device = candidates.scores.device
+        return candidates[torch.tensor(chosen, dtype=torch.bool, device=device)]
 
     def answer(self, candidates: Instances, item: dict) -> dict:
         """Look up the classes of the names and write the outputs, in the original size."""

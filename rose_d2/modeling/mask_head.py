@@ -301,7 +301,7 @@ class SAMMaskHead(nn.Module):
 
     def _upscaling(self, low_res: int, view: int, image: int) -> torch.Tensor:
         """What each of `image` rows or columns of pixels takes of those of the logits, (H, m)."""
-        padded = resize_lines(torch.eye(low_res), self.image_size)
+        padded = resize_lines(torch.eye(low_res, device="cpu"), self.image_size)
         return resize_lines(padded[:, :view], image).T
 
     def _pad(self, image: torch.Tensor) -> torch.Tensor:
@@ -342,7 +342,7 @@ class SAMMaskHead(nn.Module):
         device, prior = self.pixel_mean.device, view.prior_mask
         has_prior = prior is not None and bool(prior.any())
         if prior is None:
-            prior = torch.zeros(1, self.mask_side, self.mask_side)
+            prior = torch.zeros(1, self.mask_side, self.mask_side, device=device)
         coverage, _ = self.targets(prior.to(device) > 0.5, view.size)  # (1, m, m)
         logits = _SURE_LOGIT * (2 * coverage[None] - 1)
         dtype = self.prompt_encoder.mask_downscaling[0].weight.dtype

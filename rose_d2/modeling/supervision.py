@@ -203,7 +203,7 @@ class Supervisor:
         """The pairs kept; one of weight 0 where there are none."""
         if not len(assignment.patches):
             dummy = assignment.patches.new_zeros(1)
-            return Pairs(dummy, dummy, torch.zeros(1))
+            return Pairs(dummy, dummy, torch.zeros(1, device="cpu"))
         kept = sample_pairs(assignment.objects, self.max_pairs, self.pairs_per_object)
         objects = assignment.objects[kept]
         return Pairs(assignment.patches[kept], objects, pair_weights(objects))
@@ -226,8 +226,8 @@ class Supervisor:
             losses = self.category_decoder.loss(embeddings, spelled)
         else:
             losses = 0 * embeddings.sum(dim=1)
-        is_named = torch.tensor([bool(name) for name in flat])
-        return (losses * is_named.to(losses.device)).split([len(part) for part in names])
+        is_named = torch.tensor([bool(name) for name in flat], device=losses.device)
+        return (losses * is_named).split([len(part) for part in names])
 
     def _supervise(
         self,
@@ -252,7 +252,7 @@ class Supervisor:
             quality_losses=self._quality_losses(item, drawn, instances, pairs.objects),
             siglip_embeddings=prediction.siglip_embeddings,
             siglip_bank=self._bank(item["dataset_name"], bank_names, device),
-            siglip_targets=torch.tensor(rows).to(device),
+            siglip_targets=torch.tensor(rows, device=device),
             weights=pairs.weights.to(device),
         )
 

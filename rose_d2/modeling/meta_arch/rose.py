@@ -354,7 +354,7 @@ class RefinementPrompt:
         prior = item.get("prior_mask")
         if prior is not None and prior.any():
             return prior
-        marked = torch.zeros(1, side, side)
+        marked = torch.zeros(1, side, side, device="cpu")
         if self.box_as_mask and "named_box" in item:
             left, top, right, bottom = (edge * side / BOX_SCALE for edge in item["named_box"])
             marked[:, math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)] = 1
