@@ -164,6 +164,14 @@ def test_evaluation_of_missing_weights_is_one_sentence(environment, tmp_path):
     [
         ([], "required: --config-file"),
         (["--config-file", "tiny.yaml", "--num-machines", "2"], "--dist-url tcp://HOST:PORT"),
+        (
+            [
+                "--config-file",
+                "tiny.yaml",
+                *["--custom-coco", "a", "b", "--custom-labels", "a", "b", "c"],
+            ],
+            "not allowed with",
+        ),
     ],
 )
 def test_a_wrong_command_line_is_one_sentence(arguments, message, tmp_path):

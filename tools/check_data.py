@@ -35,7 +35,6 @@ from rose_d2.data.dataset_mapper import RoseDatasetMapper
 from rose_d2.data.datasets.builtin import DEFAULT_ROOT, register_all
 from rose_d2.data.datasets.custom import (
     CUSTOM_NAME,
-    add_custom_data_arguments,
     use_custom_data,
 )
 from rose_d2.data.datasets.registration import (
@@ -150,7 +149,20 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         type=int,
         help=f"items to open per dataset (default: {_SAMPLES}; of your own data {_OWN_SAMPLES})",
     )
-    add_custom_data_arguments(parser)
+    own = parser.add_mutually_exclusive_group()
+    own.add_argument(
+        "--custom-coco",
+        nargs=2,
+        metavar=("IMAGES", "JSON"),
+        help="check this folder of images with COCO instance annotations",
+    )
+    own.add_argument(
+        "--custom-labels",
+        nargs=3,
+        metavar=("IMAGES", "LABELS", "CLASSES"),
+        help="check this folder of images with label PNGs and a file of classes, as train_net.py "
+        "takes them",
+    )
     parser.add_argument(
         "--left-out", metavar="CSV", help="write all that is left out to this file, with the reason"
     )

@@ -430,36 +430,13 @@ def _what_is_wrong(name: str) -> str:
     return f"the name {name!r}, which begins with a number" if _NUMBERED.match(name) else ""
 
 
-def add_custom_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--custom-coco` and `--custom-labels`.
-
-    Args:
-        parser: of a command that trains, evaluates or segments.
-    """
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument(
-        "--custom-coco",
-        nargs=2,
-        metavar=("IMAGES", "JSON"),
-        help="use this folder of images with COCO instance annotations instead of the config's "
-        "datasets",
-    )
-    group.add_argument(
-        "--custom-labels",
-        nargs=3,
-        metavar=("IMAGES", "LABELS", "CLASSES"),
-        help="use this folder of images with label PNGs of the same names, whose values are line "
-        "numbers, from 0, of the text file CLASSES (a line 'sky: stuff' marks background; the "
-        "value 255 is unlabelled)",
-    )
-
-
 def use_custom_data(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Register DATASETS.CUSTOM, and let data of the command line replace the config's datasets.
 
     Args:
         cfg: not frozen; DATASETS is changed where the command line names data.
-        args: may have the options of `add_custom_data_arguments`.
+        args: may have `custom_coco` (image folder, JSON) or `custom_labels` (image folder, label
+            PNGs, file with the classes).
 
     Raises:
         FileNotFoundError: a path does not exist.

@@ -12,7 +12,6 @@ from PIL import Image
 from rose_d2.config.defaults import add_rose_config
 from rose_d2.data.datasets.custom import (
     CUSTOM_NAME,
-    add_custom_data_arguments,
     read_class_names,
     register_custom,
     register_custom_coco,
@@ -383,15 +382,10 @@ def files(tmp_path):
     return tmp_path
 
 
-def _parse(*arguments):
-    parser = argparse.ArgumentParser()
-    add_custom_data_arguments(parser)
-    return parser.parse_args([str(argument) for argument in arguments])
-
-
 def test_data_of_the_command_line_replace_those_of_the_config(cfg, files):
     cfg.DATASETS.TASK_WEIGHTS.SEMANTIC = 2.0
-    use_custom_data(cfg, _parse("--custom-coco", files / "images", files / "a.json"))
+    given = argparse.Namespace(custom_coco=[files / "images", files / "a.json"])
+    use_custom_data(cfg, given)
     assert [view.spec for view in training_weights(cfg)] == [CUSTOM_NAME]
     assert cfg.DATASETS.TRAIN == cfg.DATASETS.TEST == (CUSTOM_NAME,)
     assert cfg.DATASETS.TRAIN_WEIGHTS == ()
@@ -400,7 +394,7 @@ def test_data_of_the_command_line_replace_those_of_the_config(cfg, files):
 
 def test_label_pngs_with_a_list_of_classes(cfg, files):
     arguments = (files / "images", files / "images", files / "classes.txt")
-    use_custom_data(cfg, _parse("--custom-labels", *arguments))
+    use_custom_data(cfg, argparse.Namespace(custom_labels=arguments))
     assert MetadataCatalog.get(CUSTOM_NAME).stuff_classes == ["cup", "sky"]
 
 
@@ -411,9 +405,3 @@ def test_the_config_alone_registers_its_own_names(cfg, files):
     use_custom_data(cfg, argparse.Namespace())
     assert "mine" in DatasetCatalog.list()
     assert cfg.DATASETS.TRAIN == ("a", "b")
-
-
-def test_both_kinds_at_once_are_refused(files, capsys):
-    with pytest.raises(SystemExit):
-        _parse("--custom-coco", "a", "b", "--custom-labels", "a", "b", "c")
-    assert "not allowed with" in capsys.readouterr().err
