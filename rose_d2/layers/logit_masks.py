@@ -103,20 +103,20 @@ class LogitMasks(LazyTensor):
     @property
     def tensor(self) -> Tensor:
         """All masks, bool (N, H, W)."""
-        masks = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
-        for index, mask in enumerate(masks):
-            self._draw_on(mask, index)
+        masks = self.logits.new_zeros(self.shape, dtype=torch.bool)
+        for index in range(len(self)):
+            self._draw_on(masks[index], index)
         return masks
 
     def draw(self, index: int) -> Tensor:
         """One mask, bool (H, W)."""
-        mask = torch.zeros(self.image_size, dtype=torch.bool, device=self.device)
+        mask = self.logits.new_zeros(self.image_size, dtype=torch.bool)
         self._draw_on(mask, index)
         return mask
 
     def union(self) -> Tensor:
         """The pixels of any of the masks, bool (H, W)."""
-        mask = torch.zeros(self.image_size, dtype=torch.bool, device=self.device)
+        mask = self.logits.new_zeros(self.image_size, dtype=torch.bool)
         for index in range(len(self)):
             self._draw_on(mask, index)
         return mask
@@ -124,8 +124,8 @@ class LogitMasks(LazyTensor):
     def boxes(self) -> Boxes:
         """Tight boxes, see `masks_to_boxes`."""
         height, width = self.image_size
-        rows = torch.zeros(len(self), height, dtype=torch.bool, device=self.device)
-        columns = torch.zeros(len(self), width, dtype=torch.bool, device=self.device)
+        rows = self.logits.new_zeros(len(self), height, dtype=torch.bool)
+        columns = self.logits.new_zeros(len(self), width, dtype=torch.bool)
         for index in range(len(self)):
             for (vertical, horizontal), logits in self.windows(index):
                 inside = logits > 0
@@ -139,7 +139,7 @@ class LogitMasks(LazyTensor):
         Yields:
             Rows and columns, and their logits, float32 (h, w).
         """
-        top, bottom, left, right = self._reach[index]
+        top, bottom, left, right = self.reach[index]
         step = max(1, _PIXELS_AT_ONCE // max(1, right - left))
         for start in range(top, bottom, step):
             window = slice(start, min(start + step, bottom)), slice(left, right)
@@ -167,7 +167,7 @@ class LogitMasks(LazyTensor):
             mask[window] |= logits > 0
 
     @cached_property
-    def _reach(self) -> list[list[int]]:
+    def reach(self) -> list[list[int]]:
         """Rows and columns that positive logits reach: top, bottom, left and right of each mask."""
         positive = self.logits > 0
         rows, columns = positive.any(dim=2), positive.any(dim=1)  # (N, h), (N, w)

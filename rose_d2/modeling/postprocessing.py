@@ -37,7 +37,7 @@ def instance_inference(candidates: Instances, score_threshold: float) -> Instanc
     """
     keep = candidates.scores >= score_threshold
     instances = boxed(candidates[best_first(candidates.scores, keep)])
-    return instances[instances.pred_boxes.nonempty()]
+    return instances[best_first(instances.scores, instances.pred_boxes.nonempty())]
 
 
 def known_instances(found: Instances, is_thing: Sequence[bool]) -> Instances:
@@ -430,7 +430,8 @@ def _count_pixels(owners: Tensor, num_groups: int) -> list[int]:
     """Pixels that each group won."""
     counts = torch.zeros(num_groups + 1, dtype=torch.long, device=owners.device)
     for window in _stripes(owners.shape):
-        counts += torch.bincount(owners[window].flatten(), minlength=num_groups + 1)
+        numbers = owners[window].flatten().long()
+        counts.scatter_add_(0, numbers, torch.ones_like(numbers))
     return counts[:num_groups].tolist()
 
 

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from rose_d2.engine.deepspeed_engine import deepspeed_config
 from rose_d2.engine.step_engine import amp_dtype
+from rose_d2.layers.logit_masks import LogitMasks
 from rose_d2.modeling.meta_arch.rose import ROSE
 from rose_d2.profiling.inputs import synthetic_inputs
 
@@ -80,7 +81,7 @@ def inference_activations(cfg: CfgNode, model: ROSE, batch_size: int) -> dict[st
     """Most bytes at once in each stage of inference, TEST.TOP_K candidates kept throughout.
 
     What an image needs counts beside the instances of the images before it; the cache of keys and
-    values is that of the longest names.
+    values is that of the longest names, and masks reach over the whole image.
 
     Args:
         cfg: the full config.
@@ -107,7 +108,7 @@ def inference_activations(cfg: CfgNode, model: ROSE, batch_size: int) -> dict[st
         outputs = []
         for image in zip(named, inputs, strict=True):
             outputs.append(inference.answer(*image))
-            end("full-size masks")
+            end("merging")
     return stages
 
 
@@ -317,11 +318,20 @@ class AllKept(_Replacing):
     """Lets code run that decides by values of tensors which have none.
 
     Such a mask keeps everything, such an order is the given one, such a condition holds, and the
-    numbers themselves are 0. Masks that have values are obeyed.
+    numbers themselves are 0. Masks that have values are obeyed. `LogitMasks` reach everywhere.
     """
 
     _ORDERS = (torch.argsort, torch.Tensor.argsort)
-    _NUMBERS = (torch.Tensor.item, torch.Tensor.numpy)
+    _NUMBERS = (torch.Tensor.item, torch.Tensor.numpy, torch.Tensor.tolist)
+
+    def __enter__(self) -> AllKept:
+        self._reach = LogitMasks.reach
+        LogitMasks.reach = property(_whole_image)  # type: ignore[assignment]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        LogitMasks.reach = self._reach
+        super().__exit__(*error)
 
     def call(self, func: Callable, args: tuple, kwargs: dict[str, Any]) -> Any:
         is_unknown = bool(args) and isinstance(args[0], FakeTensor)
@@ -338,6 +348,11 @@ class AllKept(_Replacing):
             zeros = torch.zeros((), dtype=args[0].dtype).expand(args[0].shape)
             return func(zeros)
         return func(*args, **kwargs)
+
+
+def _whole_image(masks: LogitMasks) -> list[list[int]]:
+    height, width = masks.image_size
+    return [[0, height, 0, width]] * len(masks)
 
 
 class _EmptyOnMeta(_Replacing):

@@ -53,11 +53,11 @@ def test_inference_takes_what_was_planned(tiny_cfg):
 
 @pytest.mark.slow
 def test_inference_is_planned_with_all_candidates_kept(tiny_cfg):
-    """Each image's masks at full size, 480 x 640, count beside those of the images before."""
+    """Of the images before, no mask of full size is kept, 480 x 640; of this one a few are."""
     tiny_cfg.TEST.TOP_K = 7
     (one, *_), (two, *_) = plan_inference(tiny_cfg, 1), plan_inference(tiny_cfg, 2)
-    more = two.rows["full-size masks"] - one.rows["full-size masks"]
-    assert more == pytest.approx(7 * 480 * 640, rel=0.1)
+    assert one.rows["merging"] > 4 * 480 * 640
+    assert two.rows["merging"] - one.rows["merging"] < 480 * 640
 
 
 @pytest.mark.slow
