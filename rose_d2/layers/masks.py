@@ -170,25 +170,8 @@ def mask_centre(mask: Tensor) -> tuple[float, float]:
     return float(left + deepest_column - 0.5), float(top + deepest_row - 0.5)
 
 
-def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear resizing of logits, soft masks or binary masks.
-
-    Args:
-        masks: (N, h, w) float or bool.
-        size: (H, W) of the result.
-
-    Returns:
-        (N, H, W) of the input's type; binary masks are True where at least half covered.
-    """
-    if masks.dtype == torch.bool:
-        return mask_coverage(masks, size) >= 0.5
-    if len(masks) == 0:
-        return masks.new_zeros((0, *size))
-    return F.interpolate(masks[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-
-
 def resize_lines(lines: Tensor, length: int) -> Tensor:
-    """Resizing along one axis, by the weights that `resize_masks` has along each of its two.
+    """Resizing along one axis, as bilinear resizing does along each of its two.
 
     Args:
         lines: float (N, l).

@@ -2,6 +2,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from rose_d2.layers import masks as mask_ops
 from rose_d2.layers.masks import (
@@ -12,7 +13,7 @@ from rose_d2.layers.masks import (
     masks_to_boxes,
     pairwise_intersection,
     pairwise_mask_iou,
-    resize_masks,
+    resize_lines,
 )
 
 
@@ -100,13 +101,11 @@ def test_centre_of_an_empty_mask_is_refused():
         mask_centre(_mask(3, 3))
 
 
-def test_resizing_keeps_the_type_and_exact_blocks():
-    mask = _mask(4, 4, (0, 0, 2, 4))
-    up = resize_masks(mask[None], (8, 8))
-    assert up.dtype == torch.bool and torch.equal(up[0], _mask(8, 8, (0, 0, 4, 8)))
-    logits = resize_masks(torch.tensor([[[0.0, 4.0]]]), (1, 4))
-    torch.testing.assert_close(logits, torch.tensor([[[0.0, 1.0, 3.0, 4.0]]]))
-    assert resize_masks(torch.zeros(0, 4, 4), (2, 3)).shape == (0, 2, 3)
+def test_lines_are_resized_as_bilinear_resizing_does_it():
+    picture = torch.rand(3, 7, 7)
+    expected = F.interpolate(picture[:, None], (5, 11), mode="bilinear", align_corners=False)[:, 0]
+    rows, columns = (resize_lines(torch.eye(7), side).T for side in (5, 11))
+    torch.testing.assert_close(rows @ picture @ columns.T, expected)
 
 
 def test_coverage_of_a_thin_line_does_not_vanish():
