@@ -81,7 +81,9 @@ def add_what_to_do(parser: argparse.ArgumentParser) -> None:
         help="train anew in an OUTPUT_DIR that has checkpoints, whose names are used again",
     )
     parser.add_argument(
-        "--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, or what was trained last"
+        "--eval-only",
+        action="store_true",
+        help="evaluate MODEL.WEIGHTS or, with --resume, the last checkpoint in OUTPUT_DIR",
     )
     parser.add_argument(
         "--save-predictions",

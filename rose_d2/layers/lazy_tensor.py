@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -22,6 +23,16 @@ class LazyTensor:
         """The tensor."""
         raise NotImplementedError
 
+    @property
+    def shape(self) -> torch.Size:
+        """Of the tensor, which is not made for it."""
+        raise NotImplementedError
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
     @classmethod
     def __torch_function__(
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -34,14 +45,17 @@ class LazyTensor:
         return array if dtype is None else array.astype(dtype, copy=False)
 
     def __len__(self) -> int:
-        return len(self.tensor)
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.tensor)
 
     def __getitem__(self, index: Any) -> Any:
         return self.tensor[index]
 
     def __getattr__(self, name: str) -> Any:
-        # Not what copying and pickling look for.
-        if name.startswith("_"):
+        # Not what copying and pickling look for, nor again what has just failed to be made.
+        if name.startswith("_") or name in ("tensor", "shape"):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         return getattr(self.tensor, name)
 

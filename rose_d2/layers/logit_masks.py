@@ -13,11 +13,19 @@ from torch import Tensor
 from rose_d2.layers.lazy_tensor import LazyTensor
 from rose_d2.layers.masks import boxes_around, first_and_end
 
-# Logits of the image's size that exist at once: 4 MB of float32.
+# Logits or scores of the image's size that exist at once: 4 MB of float32.
 _PIXELS_AT_ONCE = 1 << 20
 
 # Rows and columns of an image.
 Window = tuple[slice, slice]
+
+
+def stripes(window: Window) -> Iterator[Window]:
+    """Divide a part of an image, from the top down, into parts of a bounded number of pixels."""
+    rows, columns = window
+    step = max(1, _PIXELS_AT_ONCE // max(1, columns.stop - columns.start))
+    for top in range(rows.start, rows.stop, step):
+        yield slice(top, min(top + step, rows.stop)), columns
 
 
 class LogitMasks(LazyTensor):
@@ -55,11 +63,6 @@ class LogitMasks(LazyTensor):
     def shape(self) -> torch.Size:
         """(N, H, W)."""
         return torch.Size((len(self), *self.image_size))
-
-    @property
-    def ndim(self) -> int:
-        """3."""
-        return 3
 
     @property
     def dtype(self) -> torch.dtype:
@@ -140,9 +143,7 @@ class LogitMasks(LazyTensor):
             Rows and columns, and their logits, float32 (h, w).
         """
         top, bottom, left, right = self.reach[index]
-        step = max(1, _PIXELS_AT_ONCE // max(1, right - left))
-        for start in range(top, bottom, step):
-            window = slice(start, min(start + step, bottom)), slice(left, right)
+        for window in stripes((slice(top, bottom), slice(left, right))):
             yield window, self.window(index, window)
 
     def window(self, index: int, window: Window) -> Tensor:

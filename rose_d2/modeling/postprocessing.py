@@ -16,13 +16,11 @@ from detectron2.structures import Instances
 from torch import Tensor
 
 from rose_d2.layers.lazy_tensor import LazyTensor
-from rose_d2.layers.logit_masks import LogitMasks, Window
+from rose_d2.layers.logit_masks import LogitMasks, Window, stripes
 from rose_d2.layers.masks import mask_nms
 from rose_d2.vocabulary.vocabulary import MAPPING_RULES, counts_at
 
 MERGES = ("max", "sum")
-# Scores of the image's size that exist at once for a class: 4 MB.
-_PIXELS_AT_ONCE = 1 << 20
 
 
 def instance_inference(candidates: Instances, score_threshold: float) -> Instances:
@@ -175,6 +173,11 @@ class SemanticScores(LazyTensor):
     def shape(self) -> torch.Size:
         """(C, H, W)."""
         return torch.Size((self.num_classes, *self._candidates.image_size))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float32."""
+        return torch.float32
 
     @property
     def device(self) -> torch.device:
@@ -419,11 +422,9 @@ def _assign_pixels(
 
 
 def _stripes(size: Sequence[int]) -> Iterator[Window]:
-    """An image of (H, W) from the top down, in parts of a bounded number of pixels."""
+    """A whole image of (H, W) in `stripes`."""
     height, width = size
-    step = max(1, _PIXELS_AT_ONCE // width)
-    for top in range(0, height, step):
-        yield slice(top, min(top + step, height)), slice(0, width)
+    return stripes((slice(0, height), slice(0, width)))
 
 
 def _count_pixels(owners: Tensor, num_groups: int) -> list[int]:

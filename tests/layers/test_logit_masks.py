@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from detectron2.structures import Instances
 
 from rose_d2.layers import logit_masks
+from rose_d2.layers.lazy_tensor import LazyTensor
 from rose_d2.layers.logit_masks import LogitMasks
 from rose_d2.layers.masks import masks_to_boxes, resize_lines
 
@@ -103,3 +104,26 @@ def test_half_precision_draws_the_same_outline(masks):
     rounded = LogitMasks(masks.logits.bfloat16().float(), masks.rows, masks.columns)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(halved.tensor, rounded.tensor)
+
+
+def test_a_tensor_that_cannot_be_made_says_why_once():
+    class Broken(LazyTensor):
+        @property
+        def tensor(self):
+            return None.missing
+
+    with pytest.raises(AttributeError, match="tensor"):
+        Broken().sum()
+
+
+def test_a_loop_makes_the_tensor_once():
+    class Counted(LazyTensor):
+        made = 0
+
+        @property
+        def tensor(self):
+            self.made += 1
+            return torch.arange(3)
+
+    counted = Counted()
+    assert [int(value) for value in counted] == [0, 1, 2] and counted.made == 1
