@@ -10,9 +10,10 @@ docs/paper.md says what each is about.
 
 An interrupted command is continued by typing it again: runs that are done are skipped, the others
 go on from their last checkpoint. Equal models of two tables are trained once. The table is written
-after every run, to OUTPUT/TABLE.md; commit, config hashes and commands are in OUTPUT/TABLE.json. Of
-table3 --small, OUTPUT/table3.png draws masks, names and passes of the language model against the
-number of objects in an image.
+after every run, to OUTPUT/TABLE.md; OUTPUT/TABLE.json holds the results of every run with commit,
+config hash and command. A run that stands there is done, even if its folder in OUTPUT/models is
+gone. Of table3 --small, OUTPUT/table3.png draws masks, names and passes of the language model
+against the number of objects in an image.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from detectron2.data import MetadataCatalog
@@ -39,7 +40,7 @@ from rose_d2.config.read import read_config
 from rose_d2.data.build import load_dataset_dicts
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
 from rose_d2.data.datasets.clipart import register_clipart
-from rose_d2.evaluation.object_counts import ImageScore, score_by_count
+from rose_d2.evaluation.object_counts import means_by_count, score_by_count
 from rose_d2.files import whole_file, write_text
 from rose_d2.predictor.predictor import RosePredictor
 from rose_d2.reports.paper_tables import paper_tables, table_in_markdown
@@ -63,6 +64,7 @@ class Run:
         folder: where to.
         config_hash: of the config with its seed.
         iterations: of the training.
+        kept: its entry in the table's JSON file, if it is done and its folder is gone.
     """
 
     row: str
@@ -70,12 +72,21 @@ class Run:
     folder: Path
     config_hash: str
     iterations: int
+    kept: dict = field(default_factory=dict)
 
     @property
     def results(self) -> dict | None:
-        """What was measured; None if it is not done."""
+        """What was measured, as in results.json; None if it is not done."""
         path = self.folder / "results.json"
-        return json.loads(path.read_text())["results"] if path.is_file() else None
+        if path.is_file():
+            return json.loads(path.read_text())["results"]
+        return self.kept.get("results")
+
+    @property
+    def by_count(self) -> list[dict] | None:
+        """`means_by_count` of its answers; None if they are not measured."""
+        path = self.folder / "by_count.json"
+        return json.loads(path.read_text()) if path.is_file() else self.kept.get("by_count")
 
     @property
     def progress(self) -> int:
@@ -128,6 +139,7 @@ def reproduce(args: argparse.Namespace) -> None:
     if args.small:
         write_benchmark(SMALL_SCENES, args.scenes / "clipart", num_workers=os.cpu_count() or 1)
     runs = plan(args)
+    by_count = args.table == "table3" and args.small
     with tqdm(
         total=sum(run.iterations for run in runs),
         initial=sum(run.progress for run in runs),
@@ -137,15 +149,20 @@ def reproduce(args: argparse.Namespace) -> None:
         for number, run in enumerate(runs, start=1):
             bar.set_postfix_str(f"run {number} of {len(runs)}: {run.row}")
             train(run, args, bar)
+            if by_count and run.by_count is None:
+                measure_by_count(run, args.scenes)
             write_table(args, runs)
-    if args.table == "table3" and args.small:
-        draw_by_count(args, runs)
+            if by_count:
+                save_plot(args.table, runs, args.output / f"{args.table}.png")
     print((args.output / f"{args.table}.md").read_text())
 
 
 def plan(args: argparse.Namespace) -> list[Run]:
     """All runs of a table, seed by seed, so that a whole table is there early."""
     folder = ROOT / "configs" / "ablations" / ("small" if args.small else ".")
+    written = args.output / f"{args.table}.json"
+    entries = json.loads(written.read_text())["runs"] if written.is_file() else []
+    kept = {entry["config_hash"]: entry for entry in entries}
     runs = []
     for seed in range(1, args.seeds + 1):
         for row in paper_tables()[args.table].rows:
@@ -165,7 +182,8 @@ def plan(args: argparse.Namespace) -> list[Run]:
                 [*program, *options, "DATASETS.TEST", "()"],
                 [*program, "--eval-only", *options],
             )
-            runs.append(Run(row.config, commands, place, digest, cfg.SOLVER.MAX_ITER))
+            steps = cfg.SOLVER.MAX_ITER
+            runs.append(Run(row.config, commands, place, digest, steps, kept.get(digest, {})))
     return runs
 
 
@@ -214,57 +232,52 @@ def write_table(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     columns = table.small_columns if args.small else table.columns
     text = table_in_markdown(table, columns, measured)
     write_text(args.output / f"{args.table}.md", text)
-    content = {
-        "table": args.table,
-        "small": args.small,
-        "commit": commit(),
-        "runs": [
-            {
-                "row": run.row,
-                "config_hash": run.config_hash,
-                "command": shlex.join(["python", *run.commands[0]]),
-                "results": run.results,
-            }
-            for run in runs
-        ],
-    }
+    entries = [
+        {
+            "row": run.row,
+            "config_hash": run.config_hash,
+            "command": shlex.join(["python", *run.commands[0]]),
+            "commit": run.kept.get("commit") or commit(),
+            "results": run.results,
+            "by_count": run.by_count,
+        }
+        for run in runs
+        if run.results is not None
+    ]
+    content = {"table": args.table, "small": args.small, "runs": entries}
     write_text(args.output / f"{args.table}.json", json.dumps(content, indent=1) + "\n")
 
 
-def draw_by_count(args: argparse.Namespace, runs: Sequence[Run]) -> None:
-    """Score the images of every run one by one, and draw the scores by their number of objects."""
-    register_clipart(args.scenes)
+def measure_by_count(run: Run, scenes: Path) -> None:
+    """Score the images of a run one by one, by their number of objects."""
+    register_clipart(scenes)
     dicts = load_dataset_dicts(BY_COUNT, filter_empty=True)
     class_names = MetadataCatalog.get(BY_COUNT).thing_classes
-    names = {row.config: row.name for row in paper_tables()[args.table].rows}
-    scores: dict[str, list[ImageScore]] = {}
-    for run in runs:
-        cfg = read_config(str(run.folder / "config.yaml"), ["MODEL.WEIGHTS", str(run.folder)])
-        mapper = RoseDatasetMapper(cfg, is_train=False)
-        row = scores.setdefault(names[run.row], [])
-        row += score_by_count(RosePredictor(cfg).model, dicts, mapper, class_names)
-    save_plot(scores, args.output / f"{args.table}.png")
-    content = {name: [asdict(score) for score in row] for name, row in scores.items()}
-    write_text(args.output / f"{args.table}_by_count.json", json.dumps(content) + "\n")
+    cfg = read_config(str(run.folder / "config.yaml"), ["MODEL.WEIGHTS", str(run.folder)])
+    mapper = RoseDatasetMapper(cfg, is_train=False)
+    scores = score_by_count(RosePredictor(cfg).model, dicts, mapper, class_names)
+    write_text(run.folder / "by_count.json", json.dumps(means_by_count(scores)) + "\n")
 
 
-def save_plot(scores: dict[str, list[ImageScore]], path: Path) -> None:
-    """Masks, names and passes against the number of objects; a line a row."""
+def save_plot(table: str, runs: Sequence[Run], path: Path) -> None:
+    """Masks, names and passes against the number of objects; a line a row, means over seeds."""
     figure = Figure(figsize=(12, 3.6), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     panels = {
-        "mask IoU": lambda score: 100 * score.iou,
-        "exact names (%)": lambda score: 100 * score.name_exact,
-        "language-model passes, one after another": lambda score: score.passes,
+        "mask IoU": ("iou", 100),
+        "exact names (%)": ("name_exact", 100),
+        "language-model passes, one after another": ("passes", 1),
     }
-    for axes, (title, value) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        for name, row in scores.items():
-            counts = sorted({score.objects for score in row})
-            means = [
-                statistics.fmean(value(score) for score in row if score.objects == count)
-                for count in counts
-            ]
-            axes.plot(counts, means, marker="o", markersize=3, label=name)
+    for axes, (title, (name, factor)) in zip(
+        figure.subplots(1, len(panels)), panels.items(), strict=True
+    ):
+        for row in paper_tables()[table].rows:
+            points: dict[int, list[float]] = {}
+            for run in runs:
+                for mean in (run.by_count or []) if run.row == row.config else []:
+                    points.setdefault(mean["objects"], []).append(factor * mean[name])
+            means = [statistics.fmean(values) for values in points.values()]
+            axes.plot(list(points), means, marker="o", markersize=3, label=row.name)
         axes.set(title=title, xlabel="objects in the image")
         axes.grid(alpha=0.3)
     axes.legend(fontsize=7)

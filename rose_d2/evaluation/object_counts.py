@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from detectron2.structures import Instances
@@ -71,6 +72,20 @@ def score_by_count(
         iou, exact = _score(found_instances(output), objects, class_names)
         scores.append(ImageScore(len(objects), iou, exact, len(passes), seconds))
     return scores
+
+
+def means_by_count(scores: Sequence[ImageScore]) -> list[dict[str, float]]:
+    """Means over the images with equally many objects, in ascending number of objects.
+
+    Returns:
+        The fields of `ImageScore`, and `images`: how many there are.
+    """
+    means = []
+    for count in sorted({score.objects for score in scores}):
+        images = [asdict(score) for score in scores if score.objects == count]
+        fields = {name: statistics.fmean(image[name] for image in images) for name in images[0]}
+        means.append({**fields, "objects": count, "images": len(images)})
+    return means
 
 
 def _score(

@@ -13,8 +13,9 @@ from detectron2.utils import comm
 
 from rose_d2.data.annotations import read_labels
 from rose_d2.evaluation.predictions import best_labels
+from rose_d2.layers.logit_masks import stripes
 from rose_d2.layers.masks import mask_areas
-from rose_d2.structures.mask_codec import encode_masks
+from rose_d2.structures.mask_codec import encode_mask
 from rose_d2.structures.segments import found_instances
 
 
@@ -128,22 +129,25 @@ class RoseSemSegEvaluator(SemSegEvaluator):
     def encode_json_sem_seg(self, sem_seg: np.ndarray, input_file_name: str) -> list[dict]:
         """COCO stuff format without the pixels of "no object"."""
         labels = np.flatnonzero(np.bincount(sem_seg.ravel())[: self._num_dataset_classes])
-        masks = torch.from_numpy(sem_seg[None] == labels[:, None, None])  # (N, H, W)
         ids = self._contiguous_id_to_dataset_id or {}
         return [
             {
                 "file_name": input_file_name,
                 "category_id": ids.get(label, label),
-                "segmentation": segmentation,
+                "segmentation": encode_mask(sem_seg == label),
             }
-            for label, segmentation in zip(labels.tolist(), encode_masks(masks), strict=True)
+            for label in labels.tolist()
         ]
 
     def _count(self, labels: torch.Tensor, truth: np.ndarray) -> np.ndarray:
         """Pixels by predicted and true class; the last row is empty, the last column unlabelled."""
         size = self._num_classes + 1
-        pairs = size * labels.cpu().numpy().astype(np.int64) + truth
-        return np.bincount(pairs.ravel(), minlength=size * size).reshape(size, size)
+        counts = np.zeros(size * size, dtype=np.int64)
+        whole = slice(0, truth.shape[0]), slice(0, truth.shape[1])
+        for part in stripes(whole):
+            pairs = size * labels[part].cpu().numpy().astype(np.int64) + truth[part]
+            counts += np.bincount(pairs.ravel(), minlength=size * size)
+        return counts.reshape(size, size)
 
     def _gather(self) -> bool:
         """Add up all processes' counts on the main process; whether this is the main process."""

@@ -99,8 +99,8 @@ def pairwise_intersection(masks_a: Tensor, masks_b: Tensor) -> Tensor:
     """Number of pixels that every pair of masks shares, exact for any image size.
 
     Args:
-        masks_a: bool (N, H, W).
-        masks_b: bool (M, H, W).
+        masks_a: bool (N, H, W), or `LogitMasks`, which are drawn one by one.
+        masks_b: bool (M, H, W), likewise.
 
     Returns:
         (N, M) long.
@@ -113,9 +113,10 @@ def pairwise_intersection(masks_a: Tensor, masks_b: Tensor) -> Tensor:
             f"Got masks of sizes {tuple(masks_a.shape[1:])} and {tuple(masks_b.shape[1:])}; "
             "bring both to one size first."
         )
+    if masks_a.device.type == "cpu":
+        bits = _packed(masks_a)
+        return _shared_bits(bits, bits if masks_b is masks_a else _packed(masks_b))
     flat_a, flat_b = masks_a.flatten(1), masks_b.flatten(1)  # (N, H*W), (M, H*W)
-    if flat_a.device.type == "cpu":
-        return _shared_bits(_packed(flat_a), _packed(flat_b))
     counts = torch.zeros(len(flat_a), len(flat_b), dtype=torch.long, device=flat_a.device)
     # Chunks bound the float copies; without autocast, since float16 cannot count to 65536.
     with torch.autocast(device_type=flat_a.device.type, enabled=False):
@@ -126,9 +127,13 @@ def pairwise_intersection(masks_a: Tensor, masks_b: Tensor) -> Tensor:
 
 
 def _packed(masks: Tensor) -> np.ndarray:
-    """Bool (N, X) as bits, uint64 (N, ceil(X / 64))."""
-    bits = np.packbits(masks.numpy(), axis=1)
-    return np.pad(bits, ((0, 0), (0, -bits.shape[1] % 8))).view(np.uint64)
+    """Bool (N, H, W) as bits, uint64 (N, ceil(H * W / 64)), one mask after another."""
+    words = -(-masks.shape[1] * masks.shape[2] // 64)
+    bits = np.zeros((len(masks), 8 * words), dtype=np.uint8)
+    for row, mask in zip(bits, masks, strict=True):
+        packed = np.packbits(mask.numpy())
+        row[: len(packed)] = packed
+    return bits.view(np.uint64)
 
 
 def _shared_bits(bits_a: np.ndarray, bits_b: np.ndarray) -> Tensor:

@@ -107,7 +107,7 @@ def merge_by_name(segments: list[Segment]) -> list[Segment]:
 
 def _instance_segments(instances: Instances) -> list[Segment]:
     fields = zip(
-        instances.pred_masks.cpu().numpy(),
+        (mask.cpu().numpy() for mask in instances.pred_masks),
         instances.pred_category_names,
         instances.scores.tolist(),
         instances.name_scores.tolist(),

@@ -150,11 +150,8 @@ class SessionState:
     ) -> tuple[SessionSegment, ...]:
         numbered = []
         for number, segment in enumerate(segments, start=self.next_id):
-            mask = segment.mask.copy()
-            # What is remembered must not change under the session's hands.
-            mask.flags.writeable = False
             fields = {f.name: getattr(segment, f.name) for f in dataclasses.fields(Segment)}
-            fields |= {"mask": mask, "replaces": origin, "expression": expression}
+            fields |= {"replaces": origin, "expression": expression}
             numbered.append(SessionSegment(**fields, id=number, session_key=self.key))
         return tuple(numbered)
 
@@ -356,12 +353,10 @@ def _decoded(entry: dict[str, Any], key: str, size: tuple[int, int]) -> SessionS
     rle = entry["segmentation"]
     if tuple(rle["size"]) != size:
         raise ValueError(f"segment {entry['id']} has a mask of size {rle['size']}")
-    mask = decode_mask(rle, *size)
-    mask.flags.writeable = False
     name_score, replaces = entry["name_score"], entry["replaces"]
     expression = entry["expression"]
     return SessionSegment(
-        mask=mask,
+        mask=decode_mask(rle, *size),
         category_name=str(entry["category_name"]),
         score=float(entry["score"]),
         name_score=None if name_score is None else float(name_score),

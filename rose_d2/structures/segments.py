@@ -15,12 +15,39 @@ SITUATIONS = ("mask", "category", "missed")
 BOX_SCALE = 999
 
 
+class _MaskInBits:
+    """The mask of a `Segment`, kept as one bit a pixel of its box and drawn when it is read."""
+
+    def __get__(self, segment: Any, owner: type | None = None) -> np.ndarray:
+        if segment is None:  # the field has no default
+            raise AttributeError("mask")
+        shape, (rows, columns), bits = vars(segment)["mask"]
+        mask = np.zeros(shape, dtype=bool)
+        height, width = rows.stop - rows.start, columns.stop - columns.start
+        flat = np.unpackbits(bits, count=height * width)
+        mask[rows, columns] = flat.reshape(height, width)
+        # What is written here would be lost.
+        mask.flags.writeable = False
+        return mask
+
+    def __set__(self, segment: Any, mask: np.ndarray) -> None:
+        window = _extent(mask.any(axis=1)), _extent(mask.any(axis=0))
+        vars(segment)["mask"] = mask.shape, window, np.packbits(mask[window])
+
+
+def _extent(occupied: np.ndarray) -> slice:
+    """From the first to the last True of bool (X,)."""
+    places = np.flatnonzero(occupied)
+    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
+
+
 @dataclass(frozen=True)
 class Segment:
     """A mask with the name the model generated for it.
 
     Attributes:
-        mask: bool (H, W) at the size of the image, with at least one pixel.
+        mask: bool (H, W) at the size of the image, with at least one pixel; read-only, and drawn
+            anew wherever it is read, since a hundred of a photograph would fill a gigabyte.
         category_name: the generated name, or one of the user's candidates.
         score: objectness in [0, 1].
         name_score: probability of the name in [0, 1], the geometric mean over its tokens; None
@@ -28,7 +55,7 @@ class Segment:
         is_thing: True for a countable object, False for stuff such as sky or grass.
     """
 
-    mask: np.ndarray
+    mask: np.ndarray = _MaskInBits()  # type: ignore[assignment]
     category_name: str
     score: float
     name_score: float | None = None

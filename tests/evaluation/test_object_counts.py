@@ -5,7 +5,12 @@ import torch
 from detectron2.structures import Instances
 from torch import nn
 
-from rose_d2.evaluation.object_counts import counted_passes, score_by_count
+from rose_d2.evaluation.object_counts import (
+    ImageScore,
+    counted_passes,
+    means_by_count,
+    score_by_count,
+)
 from rose_d2.structures.category_names import CategoryNames
 from rose_d2.structures.mask_codec import encode_masks
 
@@ -61,6 +66,14 @@ def test_as_many_predictions_count_as_there_are_objects(record):
 def test_images_without_objects_are_left_out(record):
     empty = {**record, "annotations": []}
     assert score_by_count(Answering(), [empty], dict, []) == []
+
+
+def test_means_are_over_images_with_equally_many_objects():
+    scores = [ImageScore(3, 0.5, 0, 9, 1), ImageScore(1, 1, 1, 4, 2), ImageScore(3, 1, 0.5, 4, 3)]
+    one, three = means_by_count(scores)
+    assert (one["objects"], one["images"], one["iou"]) == (1, 1, 1)
+    assert (three["objects"], three["images"], three["passes"]) == (3, 2, 6.5)
+    assert three["iou"] == 0.75 and three["name_exact"] == 0.25 and three["seconds"] == 2
 
 
 def test_passes_of_a_real_model_are_counted_and_its_methods_stay(tiny_model, make_input):

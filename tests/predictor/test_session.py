@@ -251,10 +251,9 @@ def test_an_answer_is_a_sequence_with_the_dialogue_so_far(session):
 
 
 def test_what_is_remembered_cannot_be_changed_from_outside(session, image):
-    mine = dog()
-    (kept,) = session.add(mine)
-    mine.mask[:] = False
-    image[:] = 0
+    mask = dog().mask.copy()
+    (kept,) = session.add(Segment(mask, "dog", 0.9))
+    mask[:] = image[:] = 0
     assert kept.mask.sum() == 30 * 40
     assert session.image.any()
     with pytest.raises(ValueError, match="read-only"):

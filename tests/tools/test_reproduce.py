@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import sys
 
 import pytest
@@ -102,6 +103,12 @@ def test_what_is_done_is_not_run_again(tool, stand_in, tmp_path, capsys):
     content = json.loads((tmp_path / "out" / "table4.json").read_text())
     assert [run["results"] for run in content["runs"]] == [RESULTS] * 3
     assert len({run["config_hash"] for run in content["runs"]}) == 3
+    # The models may go.
+    started.clear()
+    shutil.rmtree(tmp_path / "out" / "models")
+    assert tool.main(arguments) == 0
+    assert started == []
+    assert json.loads((tmp_path / "out" / "table4.json").read_text()) == content
 
 
 def test_progress_is_counted_in_steps(tool, tmp_path):
@@ -151,3 +158,6 @@ def test_a_row_is_trained_and_evaluated(monkeypatch, tmp_path, clipart_again):
         "| vanilla stack, along `<SEG>` | 0.0 | 0.0 | 1 |"
         in (tmp_path / "out" / "table3.md").read_text()
     )
+    (run,) = json.loads((tmp_path / "out" / "table3.json").read_text())["runs"]
+    assert sum(mean["images"] for mean in run["by_count"]) == 4
+    assert (tmp_path / "out" / "table3.png").stat().st_size > 0
