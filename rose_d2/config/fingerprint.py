@@ -129,19 +129,19 @@ def _leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def config_hash(cfg: CfgNode) -> str:
     """Hash a config; equal for two runs that differ only in folders, device or workers.
 
+    A key that came later and asks for nothing new does not change it.
+
     Returns:
         The first 16 hex digits of a SHA-256.
     """
-    cfg = cfg.clone()
-    cfg.defrost()
-    for key in _PLACE_KEYS:
-        *parents, last = key.split(".")
-        node = cfg
-        for parent in parents:
-            node = node[parent]
-        node[last] = ""
     # Not the YAML text: it marks values that are one object, which a config read back has not.
-    return _hash(yaml.safe_load(cfg.dump()))
+    settings = dict(_leaves(yaml.safe_load(cfg.dump())))
+    for key, value in _NEW_KEYS.items():
+        if settings[key] == value:
+            del settings[key]
+    for key in _PLACE_KEYS:
+        del settings[key]
+    return _hash(settings)
 
 
 def file_sha256(path: str) -> str:

@@ -6,7 +6,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from rose_d2.config.fingerprint import prediction_fingerprint
+from rose_d2.config import fingerprint
+from rose_d2.config.fingerprint import config_hash, prediction_fingerprint
 from rose_d2.data.datasets.custom import register_custom
 from rose_d2.data.datasets.registration import unregister
 from rose_d2.engine.evaluate import SavedRun, Weights, check_test_datasets, evaluate_dataset
@@ -190,6 +191,17 @@ def test_the_box_of_a_second_turn_counts_where_there_is_one(cfg):
             first[enabled, box] = prediction_fingerprint(cfg, NAME, 4, "ab")["config_hash"]
     assert first[False, "prior"] == first[False, "target"]
     assert first[True, "prior"] != first[True, "target"]
+
+
+def test_a_key_that_came_later_changes_no_hash_where_it_asks_for_nothing_new(cfg, monkeypatch):
+    before = config_hash(cfg)
+    cfg.OUTPUT_DIR, cfg.DATALOADER.NUM_WORKERS = "elsewhere", 9
+    cfg.MODEL.LATER = "none"
+    assert config_hash(cfg) != before
+    monkeypatch.setitem(fingerprint._NEW_KEYS, "MODEL.LATER", "none")
+    assert config_hash(cfg) == before
+    cfg.MODEL.LATER = "all"
+    assert config_hash(cfg) != before
 
 
 def test_unknown_datasets_are_refused_with_near_names():
