@@ -29,8 +29,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from detectron2.data import MetadataCatalog
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import rose_d2  # noqa: F401  (registers the datasets)
@@ -41,8 +39,9 @@ from rose_d2.data.build import load_dataset_dicts
 from rose_d2.data.dataset_mapper import RoseDatasetMapper
 from rose_d2.data.datasets.clipart import register_clipart
 from rose_d2.evaluation.object_counts import means_by_count, score_by_count
-from rose_d2.files import whole_file, write_text
+from rose_d2.files import write_text
 from rose_d2.predictor.predictor import RosePredictor
+from rose_d2.reports.line_plot import Panel, save_panels
 from rose_d2.reports.paper_tables import paper_tables, table_in_markdown
 from rose_d2.synthetic.clipart import BenchmarkSettings, write_benchmark
 
@@ -153,7 +152,7 @@ def reproduce(args: argparse.Namespace) -> None:
                 measure_by_count(run, args.scenes)
             write_table(args, runs)
             if by_count:
-                save_plot(args.table, runs, args.output / f"{args.table}.png")
+                draw_by_count(args.table, runs, args.output / f"{args.table}.png")
     print((args.output / f"{args.table}.md").read_text())
 
 
@@ -259,30 +258,26 @@ def measure_by_count(run: Run, scenes: Path) -> None:
     write_text(run.folder / "by_count.json", json.dumps(means_by_count(scores)) + "\n")
 
 
-def save_plot(table: str, runs: Sequence[Run], path: Path) -> None:
+def draw_by_count(table: str, runs: Sequence[Run], path: Path) -> None:
     """Masks, names and passes against the number of objects; a line a row, means over seeds."""
-    figure = Figure(figsize=(12, 3.6), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = {
+    drawn = {
         "mask IoU": ("iou", 100),
         "exact names (%)": ("name_exact", 100),
         "language-model passes, one after another": ("passes", 1),
     }
-    for axes, (title, (name, factor)) in zip(
-        figure.subplots(1, len(panels)), panels.items(), strict=True
-    ):
+    panels = []
+    for title, (name, factor) in drawn.items():
+        lines = {}
         for row in paper_tables()[table].rows:
             points: dict[int, list[float]] = {}
             for run in runs:
                 for mean in (run.by_count or []) if run.row == row.config else []:
                     points.setdefault(mean["objects"], []).append(factor * mean[name])
-            means = [statistics.fmean(values) for values in points.values()]
-            axes.plot(list(points), means, marker="o", markersize=3, label=row.name)
-        axes.set(title=title, xlabel="objects in the image")
-        axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
-    with whole_file(path) as partial:
-        figure.savefig(partial)
+            if points:
+                means = [(count, statistics.fmean(points[count])) for count in sorted(points)]
+                lines[row.name] = means
+        panels.append(Panel(title, "objects in the image", lines))
+    save_panels(panels, path)
 
 
 def commit() -> str | None:

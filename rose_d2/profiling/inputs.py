@@ -24,7 +24,7 @@ _NAMES = ("person", "bicycle", "traffic light", "dog", "dining table", "car", "p
 
 
 # COCO's most frequent original size (height, width).
-_ORIGINAL_SIZE = (480, 640)
+COCO_SIZE = (480, 640)
 
 
 def without_downloads(cfg: CfgNode) -> CfgNode:
@@ -50,7 +50,12 @@ def without_downloads(cfg: CfgNode) -> CfgNode:
 
 
 def synthetic_inputs(
-    cfg: CfgNode, batch_size: int, *, training: bool, num_objects: int = FEW_OBJECTS
+    cfg: CfgNode,
+    batch_size: int,
+    *,
+    training: bool,
+    num_objects: int = FEW_OBJECTS,
+    image_size: tuple[int, int] = COCO_SIZE,
 ) -> list[dict]:
     """Make a batch as `RoseDatasetMapper` does: an instance task on noise.
 
@@ -59,22 +64,31 @@ def synthetic_inputs(
         batch_size: B.
         training: add ground truth: boxes on a lattice, from small to large, with names.
         num_objects: N.
+        image_size: (height, width) of the original pictures, not higher than wide.
 
     Returns:
         B dicts, see `ROSE.forward`.
     """
     MetadataCatalog.get(DATASET).set(thing_classes=list(_NAMES), evaluator_type="coco")
     generator = torch.Generator().manual_seed(0)
-    return [_item(cfg, index, training, num_objects, generator) for index in range(batch_size)]
+    return [
+        _item(cfg, index, training, num_objects, image_size, generator)
+        for index in range(batch_size)
+    ]
 
 
 def _item(
-    cfg: CfgNode, index: int, training: bool, num_objects: int, generator: torch.Generator
+    cfg: CfgNode,
+    index: int,
+    training: bool,
+    num_objects: int,
+    image_size: tuple[int, int],
+    generator: torch.Generator,
 ) -> dict:
     side, longest = cfg.MODEL.LMM.IMAGE_SIZE, cfg.MODEL.MASK_HEAD.IMAGE_SIZE
     names = [_NAMES[number % len(_NAMES)] for number in range(num_objects)]
     response = counting_response(names, cfg.MODEL.ROSE.MAX_COUNTED_NAMES) if training else None
-    height, width = _ORIGINAL_SIZE
+    height, width = image_size
     item = {
         "image": _noise((3, side, side), generator),
         "sam_image": _noise((3, longest * height // width, longest), generator),

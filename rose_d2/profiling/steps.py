@@ -28,7 +28,7 @@ from rose_d2.engine.metrics import StepFlops, measured_peak
 from rose_d2.engine.step_engine import StepEngine, amp_dtype
 from rose_d2.engine.trainer import build_step_engine
 from rose_d2.modeling.meta_arch.rose import ROSE
-from rose_d2.profiling.inputs import FEW_OBJECTS, synthetic_inputs, without_downloads
+from rose_d2.profiling.inputs import COCO_SIZE, FEW_OBJECTS, synthetic_inputs, without_downloads
 
 BACKBONE_PARTS = ("SigLIP and projector", "LLM prefill", "SAM encoder")
 
@@ -105,7 +105,9 @@ def measure_training_peak(cfg: CfgNode, num_objects: int = FEW_OBJECTS) -> int:
 
 
 @torch.no_grad()
-def measure_inference(cfg: CfgNode, batch_size: int, num_steps: int) -> StepCost:
+def measure_inference(
+    cfg: CfgNode, batch_size: int, num_steps: int, image_size: tuple[int, int] = COCO_SIZE
+) -> StepCost:
     """Measure batches of inference in which all of the top K candidates are kept and named.
 
     With random weights nothing can be said of how many would be left, so this is the most.
@@ -114,8 +116,9 @@ def measure_inference(cfg: CfgNode, batch_size: int, num_steps: int) -> StepCost
         cfg: the full config; its checkpoints are not read.
         batch_size: images at once.
         num_steps: measured batches.
+        image_size: (height, width) of the pictures, to which the masks are drawn.
     """
-    model, batch = _start_inference(cfg, batch_size)
+    model, batch = _start_inference(cfg, batch_size, image_size)
     return measure_answers(model, [batch] * num_steps)
 
 
@@ -150,11 +153,14 @@ def _start_training(cfg: CfgNode, num_objects: int) -> tuple[ROSE, StepEngine]:
     return model, engine
 
 
-def _start_inference(cfg: CfgNode, batch_size: int) -> tuple[ROSE, list[dict]]:
+def _start_inference(
+    cfg: CfgNode, batch_size: int, image_size: tuple[int, int]
+) -> tuple[ROSE, list[dict]]:
     cfg = without_downloads(cfg)
     cfg.TEST.SCORE_THRESH = 0.0
     cfg.TEST.NMS.THRESH = 1.0
-    return _build(cfg).eval(), synthetic_inputs(cfg, batch_size, training=False)
+    inputs = synthetic_inputs(cfg, batch_size, training=False, image_size=image_size)
+    return _build(cfg).eval(), inputs
 
 
 def _build(cfg: CfgNode) -> ROSE:
