@@ -18,9 +18,9 @@ BOX_SCALE = 999
 class _MaskInBits:
     """The mask of a `Segment`, kept as one bit a pixel of its box and drawn when it is read."""
 
-    def __get__(self, segment: Any, owner: type | None = None) -> np.ndarray:
-        if segment is None:  # the field has no default
-            raise AttributeError("mask")
+    def __get__(self, segment: Any, owner: type | None = None) -> np.ndarray | _MaskInBits:
+        if segment is None:
+            return self
         shape, (rows, columns), bits = vars(segment)["mask"]
         mask = np.zeros(shape, dtype=bool)
         height, width = rows.stop - rows.start, columns.stop - columns.start
@@ -31,7 +31,7 @@ class _MaskInBits:
         return mask
 
     def __set__(self, segment: Any, mask: np.ndarray) -> None:
-        window = _extent(mask.any(axis=1)), _extent(mask.any(axis=0))
+        window = _extent(np.any(mask, axis=1)), _extent(np.any(mask, axis=0))
         vars(segment)["mask"] = mask.shape, window, np.packbits(mask[window])
 
 
@@ -55,11 +55,15 @@ class Segment:
         is_thing: True for a countable object, False for stuff such as sky or grass.
     """
 
-    mask: np.ndarray = _MaskInBits()  # type: ignore[assignment]
+    mask: np.ndarray
     category_name: str
     score: float
     name_score: float | None = None
     is_thing: bool = True
+
+
+# Behind the class, so that the field has no default.
+Segment.mask = _MaskInBits()  # type: ignore[assignment]
 
 
 def found_instances(output: Mapping[str, Any]) -> Instances:
