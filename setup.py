@@ -65,6 +65,8 @@ EXTRAS = {
     "eval": ["faster-coco-eval>=1.6.5", "nltk>=3.9"],
     "app": ["gradio>=5"],
     "bulk": ["pyarrow>=17", "ray[data]>=2.40"],
+    # The language model in 8 or 4 bits; transformers asks for accelerate, which peft brings.
+    "quantize": ["bitsandbytes>=0.46.1"],
     "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.27"],
     "dev": ["mypy>=1.13", "pytest>=8", "pytest-xdist>=3.8", "ruff>=0.9"],
     # What tests of the extras and of other libraries' objects need besides; CI has all of it.

@@ -18,6 +18,7 @@ _BY_HAND = {
 }
 # Module -> the extra of setup.py that has it.
 _EXTRAS = {
+    "bitsandbytes": "quantize",
     "deepspeed": "train",
     "gradio": "app",
     "nltk": "eval",

@@ -17,7 +17,7 @@ USES = {
     "prompts": "structures",
     "vocabulary": "files structures",
     "data": "files structures layers prompts vocabulary config",
-    "modeling": "structures layers prompts vocabulary config",
+    "modeling": "dependencies structures layers prompts vocabulary config",
     "evaluation": "files dependencies structures layers prompts vocabulary config data modeling",
     "refinement": "files structures layers prompts vocabulary config data modeling evaluation",
     "checkpoint": "files config modeling",

@@ -147,6 +147,11 @@ def _write_bases(model: nn.Module, folder: Path, dtype: str | None) -> None:
             f"A {type(backbone).__name__} with a {type(mask_head).__name__} cannot be written as "
             "a Hugging Face folder and a SAM file; export only what was trained."
         )
+    if getattr(backbone.model, "is_quantized", False):
+        raise ValueError(
+            "The language model is quantised, and what is lost cannot be exported: load it with "
+            "MODEL.LMM.QUANTIZE none."
+        )
     merged = merge_lora(backbone.model)
     logger.info("LoRA adapters merged into %d layers.", merged)
     if dtype is not None:

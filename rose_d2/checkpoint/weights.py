@@ -28,8 +28,9 @@ _BASES_KEY = "bases_beside"
 def keys_to_save(model: nn.Module) -> list[str]:
     """List the state-dict keys a checkpoint of this model holds.
 
-    Frozen parameters of a pretrained base are left out. Frozen ones that started from random
-    numbers are kept, for they have no other place, and so are all persistent buffers.
+    Frozen parameters of a pretrained base are left out, and the scales beside quantised ones.
+    Frozen ones that started from random numbers are kept, for they have no other place, and so
+    are all persistent buffers.
 
     Args:
         model: its `base_revisions()` maps the name of each submodule that was loaded from a
@@ -41,7 +42,10 @@ def keys_to_save(model: nn.Module) -> list[str]:
         for name, parameter in model.named_parameters(remove_duplicate=False)
         if name.startswith(bases) and not parameter.requires_grad
     }
-    return [name for name in model.state_dict() if name not in left_out]
+    known = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    known |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    scales = {name for name in model.state_dict() if name.startswith(bases) and name not in known}
+    return [name for name in model.state_dict() if name not in left_out | scales]
 
 
 def tied_keys(model: nn.Module) -> dict[str, str]:

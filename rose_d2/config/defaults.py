@@ -61,6 +61,9 @@ def _add_lmm(cfg: CN) -> None:
     # sdpa | eager | flash_attention_2 (package flash-attn, GPU; SigLIP only, since the language
     # model's prefix mask is dense). sdpa picks among PyTorch's own kernels, flash ones included.
     cfg.MODEL.LMM.ATTENTION = "sdpa"
+    # none | int8 | nf4: the language model's linear layers in 8 or in 4 bits, as PRETRAINED is
+    # loaded; for inference (package bitsandbytes; on a CPU, too).
+    cfg.MODEL.LMM.QUANTIZE = "none"
 
     cfg.MODEL.LORA = CN()
     # Low-rank adapters in the language model (section 4.1).

@@ -77,6 +77,7 @@ RANGES: dict[str, Range | Choice] = {
     "MODEL.LMM.PROMPT_ATTENTION": Choice(("bidirectional", "causal")),
     "MODEL.LMM.DTYPE": Choice(("float32", "bfloat16")),
     "MODEL.LMM.ATTENTION": Choice(("sdpa", "eager", "flash_attention_2")),
+    "MODEL.LMM.QUANTIZE": Choice(("none", "int8", "nf4")),
     "MODEL.LORA.RANK": Range(1, 10_000),
     "MODEL.LORA.ALPHA": _POSITIVE,
     "MODEL.LORA.DROPOUT": Range(0, 0.99),

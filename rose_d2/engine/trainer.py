@@ -150,6 +150,15 @@ def _settled_seed(cfg: CfgNode, *, resume: bool) -> int:
     return comm.all_gather(seed)[0]
 
 
+def _refuse_quantised(cfg: CfgNode) -> None:
+    if cfg.MODEL.LMM.QUANTIZE != "none":
+        raise ValueError(
+            f"MODEL.LMM.QUANTIZE is {cfg.MODEL.LMM.QUANTIZE}, which is for inference: quantised "
+            "weights do not train, and adapters (MODEL.LORA) train beside whole ones. Set it to "
+            "none to train, and quantise what was exported."
+        )
+
+
 class RoseTrainer(DefaultTrainer):
     """detectron2's `DefaultTrainer` with the step engine of `SOLVER.ENGINE`.
 
@@ -162,6 +171,7 @@ class RoseTrainer(DefaultTrainer):
         # Not DefaultTrainer's own: it would build its optimizer, loader and SimpleTrainer.
         TrainerBase.__init__(self)
         check_test_datasets(cfg.DATASETS.TEST)
+        _refuse_quantised(cfg)
         self.cfg = cfg
         embeddings = embed_trained_names(cfg)
         model = self.build_model(cfg)

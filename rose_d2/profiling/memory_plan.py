@@ -20,9 +20,9 @@ from rose_d2.profiling.memory_model import (
     training_activations,
 )
 
-# Bytes per weight of a linear layer in bitsandbytes' formats: 8 bits and a float32 scale per row
+# Bytes per weight of a linear layer by MODEL.LMM.QUANTIZE: 8 bits and a float32 scale per row
 # (left out here); NF4 has a float32 scale per 64 weights.
-QUANTIZED_BYTES = {"8-bit": 1.0, "4-bit": 0.5 + 4 / 64}
+QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
 
 
 @dataclass(frozen=True)
@@ -88,18 +88,20 @@ def plan_inference(cfg: CfgNode, batch_size: int) -> list[MemoryPlan]:
         batch_size: images at once.
 
     Returns:
-        A plan for the LMM in bfloat16, and for its linear layers in each of `QUANTIZED_BYTES`;
-        its output layer and embeddings stay in bfloat16 there, SAM and heads as they are.
+        A plan for the language model's layers as MODEL.LMM.QUANTIZE has them; where it is none,
+        one in bfloat16 and one for each of `QUANTIZED_BYTES`. The rest of the LMM is in bfloat16,
+        SAM and heads as they are.
     """
     cfg = without_downloads(cfg)
-    cfg.MODEL.LMM.DTYPE = "bfloat16"
+    asked = cfg.MODEL.LMM.QUANTIZE
+    cfg.MODEL.LMM.DTYPE, cfg.MODEL.LMM.QUANTIZE = "bfloat16", "none"
     model = build_without_memory(cfg)
     stages = inference_activations(cfg, model, batch_size)
     plans = []
-    for precision in ("bf16", *QUANTIZED_BYTES):
+    for precision in ("bf16", *QUANTIZED_BYTES) if asked == "none" else (asked,):
         weights = _bytes(model) - _saved_by(model, precision) + _buffer_bytes(model)
         # A layer in 4 bits is unpacked before it is multiplied.
-        unpacked = _largest_linear(model) if precision == "4-bit" else 0
+        unpacked = _largest_linear(model) if precision == "nf4" else 0
         plans.append(
             MemoryPlan(
                 f"inference in {precision}, {batch_size} images, top {cfg.TEST.TOP_K}",
@@ -140,12 +142,12 @@ def _buffer_bytes(model: nn.Module) -> int:
 
 
 def _quantizable(model: ROSE) -> list[torch.Tensor]:
-    """Weights of the LMM's linear layers, but for its output layer and adapters."""
-    lmm: nn.Module = model.backbone.model
+    """Weights of the language model's linear layers, but for adapters."""
+    language_model: nn.Module = model.backbone.model.model.language_model
     return [
         module.weight
-        for name, module in lmm.named_modules()
-        if isinstance(module, nn.Linear) and module is not lmm.lm_head and "lora_" not in name
+        for name, module in language_model.named_modules()
+        if isinstance(module, nn.Linear) and "lora_" not in name
     ]
 
 

@@ -147,6 +147,29 @@ def test_trainable_folder_has_what_was_trained_and_no_base(tiny_cfg, tmp_path):
     assert "bases/lmm (local)" in card and str(tmp_path) not in card
 
 
+@pytest.mark.parametrize(("kind", "off"), [("int8", 0.03), ("nf4", 0.3)])
+def test_answers_of_quantised_models_stay_near(tiny_cfg, tmp_path, kind, off):
+    """Of a checkpoint with adapters on its bases, and of an exported model."""
+    pytest.importorskip("bitsandbytes", reason="the extra quantize is not installed")
+    cfg = make_bases(tiny_cfg, tmp_path / "bases")
+    model, weights = trained_model(cfg, tmp_path)
+    before = model_outputs(cfg, model)
+    small = cfg.clone()
+    small.MODEL.LMM.QUANTIZE = kind
+    adapted = build_model(small).eval()
+    RoseCheckpointer(adapted).load(weights)
+    assert any("lora_" in name for name in adapted.state_dict())
+    export_merged(cfg, model, weights, tmp_path / "exported")
+    folder = tmp_path / "exported"
+    _, merged = load(folder / "config.yaml", folder, "MODEL.LMM.QUANTIZE", kind)
+    for quantised in (adapted, merged):
+        found = deviations(before, model_outputs(cfg, quantised))
+        assert 0 < found["patch_features"] < off and found["sam_features"] == 0
+        assert not any(p.requires_grad for n, p in quantised.named_parameters() if "base_l" in n)
+    with pytest.raises(ValueError, match="language model is quantised, .*MODEL.LMM.QUANTIZE none"):
+        export_bases(merged, tmp_path / "again")
+
+
 def test_folder_names_no_place_and_its_card_says_what_it_is(tiny_cfg, tmp_path, monkeypatch):
     cfg = make_bases(tiny_cfg, tmp_path / "bases")
     model, weights = trained_model(cfg, tmp_path)

@@ -52,6 +52,11 @@ def final_weights(output_dir):
     return load_file(output_dir / "model_final" / "model.safetensors")
 
 
+def test_quantised_weights_do_not_train(tmp_path):
+    with pytest.raises(ValueError, match="QUANTIZE is int8, which is for inference"):
+        RoseTrainer(toy_config(tmp_path, "MODEL.LMM.QUANTIZE", "int8"))
+
+
 def test_resume_continues_the_same_curve(tmp_path):
     opts = ("SOLVER.ACCUMULATION_STEPS", 2, "TEST.EVAL_PERIOD", 5)
     whole = train(toy_config(tmp_path / "whole", *opts))

@@ -80,6 +80,9 @@ def test_quantised_linear_layers_take_their_bits(tiny_cfg):
     # 16, 8 and 4.5 bits.
     bf16, eight, four = (plan.rows["weights"] for plan in plan_inference(tiny_cfg, 1))
     assert (bf16 - eight) * (2 - 0.5625) == pytest.approx(bf16 - four)
+    tiny_cfg.MODEL.LMM.QUANTIZE = "nf4"
+    (asked,) = plan_inference(tiny_cfg, 1)
+    assert asked.title.startswith("inference in nf4") and asked.rows["weights"] == four
 
 
 def test_a_model_without_memory_runs_like_the_real_one(recipe_cfg):

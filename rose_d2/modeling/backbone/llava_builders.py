@@ -10,11 +10,13 @@ import logging
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 from transformers import (
+    BitsAndBytesConfig,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     LlavaOnevisionImageProcessor,
@@ -25,12 +27,15 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from rose_d2.dependencies import require
 from rose_d2.prompts.conversation import IMAGE_TOKEN
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+# What MODEL.LMM.QUANTIZE leaves as it is: all but the layers of the language model.
+_UNQUANTIZED = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
 RGB_CHANNELS = 3
 NUM_INPUT_CHANNELS = RGB_CHANNELS + 1
 _TILINGS = ((1, 1), (1, 2), (2, 1), (2, 2))
@@ -46,9 +51,16 @@ def build_llava(
         tokenizer: supplies the vocabulary size where TEXT_CONFIG names none.
 
     Raises:
-        ValueError: if no sizes are configured, or dtype or attention are unknown.
+        ValueError: if no sizes are configured, dtype or attention are unknown, or
+            MODEL.LMM.QUANTIZE asks for what is done to weights as they are read.
     """
     lmm = cfg.MODEL.LMM
+    if lmm.QUANTIZE != "none":
+        raise ValueError(
+            f"MODEL.LMM.QUANTIZE is {lmm.QUANTIZE}, which is done to the weights of "
+            "MODEL.LMM.PRETRAINED as they are read, and that is empty: take an exported folder "
+            "for MODEL.WEIGHTS (tools/export_checkpoint.py makes one), or set it to none."
+        )
     if not lmm.VISION_CONFIG or not lmm.TEXT_CONFIG:
         raise ValueError(
             "The LMM has neither weights nor sizes: set MODEL.LMM.PRETRAINED, or "
@@ -102,11 +114,12 @@ def load_llava(cfg: CfgNode) -> LlavaOnevisionForConditionalGeneration:
     Raises:
         ValueError: if a key of the model is missing in the weights or has another shape, or
             dtype or attention are unknown.
+        ModuleNotFoundError: MODEL.LMM.QUANTIZE is set, and bitsandbytes is not installed.
         OSError: from transformers, when nothing is found there.
     """
     source = cfg.MODEL.LMM.PRETRAINED
     model, report = LlavaOnevisionForConditionalGeneration.from_pretrained(
-        source, dtype=lmm_dtype(cfg), output_loading_info=True
+        source, dtype=lmm_dtype(cfg), output_loading_info=True, **_quantization(cfg)
     )
     bad = {kind: report[kind] for kind in ("missing_keys", "mismatched_keys") if report[kind]}
     if bad:
@@ -115,6 +128,22 @@ def load_llava(cfg: CfgNode) -> LlavaOnevisionForConditionalGeneration:
         logger.warning("%s has weights nobody uses: %s", source, report["unexpected_keys"])
     _set_attention(model, cfg)
     return model
+
+
+def _quantization(cfg: CfgNode) -> dict[str, Any]:
+    """What MODEL.LMM.QUANTIZE means to transformers: weights become small one after another."""
+    kind = cfg.MODEL.LMM.QUANTIZE
+    if kind == "none":
+        return {}
+    require("bitsandbytes", f"MODEL.LMM.QUANTIZE {kind}")
+    settings = BitsAndBytesConfig(
+        load_in_8bit=kind == "int8",
+        load_in_4bit=kind == "nf4",
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=lmm_dtype(cfg),
+        llm_int8_skip_modules=_UNQUANTIZED,
+    )
+    return {"quantization_config": settings, "device_map": {"": cfg.MODEL.DEVICE}}
 
 
 def save_llava(

@@ -290,11 +290,12 @@ class ROSE(nn.Module):
         return pixels, priors, prompts
 
     def _freeze(self, trainable: dict[str, bool]) -> None:
-        """Train what is switched on, and LoRA; freeze everything else."""
+        """Train what is switched on, and LoRA; freeze everything else, and quantised weights."""
         self.requires_grad_(False)
         for name, parameters in self.parts().items():
             for _, parameter in parameters:
-                parameter.requires_grad_(name == "lora" or trainable[name])
+                is_on = name == "lora" or trainable[name]
+                parameter.requires_grad_(is_on and parameter.is_floating_point())
 
 
 def _pretrained_bases(cfg: CfgNode, backbone: LMMBackbone) -> dict[str, str]:

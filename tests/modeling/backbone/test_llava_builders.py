@@ -1,6 +1,7 @@
 """Building, loading and saving LLaVA-OneVision."""
 
 import importlib.util
+import sys
 
 import pytest
 import torch
@@ -94,6 +95,34 @@ def test_sdpa_is_the_default_and_attention_can_be_chosen(tiny_cfg):
 def test_missing_flash_attention_is_one_sentence(tiny_cfg):
     with pytest.raises(ValueError, match="needs the package flash-attn and a GPU.*or use sdpa"):
         build(tiny_cfg, ATTENTION="flash_attention_2")
+
+
+@pytest.mark.parametrize(("kind", "off"), [("int8", 0.02), ("nf4", 0.2)])
+def test_the_language_model_alone_is_quantised(tiny_cfg, tmp_path, kind, off):
+    """On the CPU, whose kernels bitsandbytes has too; what it answers stays near."""
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="the extra quantize is not installed")
+    whole = build(tiny_cfg)
+    save_llava(whole.model, whole.tokenizer, tmp_path)
+    small = build(tiny_cfg, PRETRAINED=str(tmp_path), TOKENIZER="", QUANTIZE=kind)
+    layer = {"int8": bitsandbytes.nn.Linear8bitLt, "nf4": bitsandbytes.nn.Linear4bit}[kind]
+    changed = {name for name, module in small.named_modules() if isinstance(module, layer)}
+    linear = {name for name, module in whole.named_modules() if type(module) is nn.Linear}
+    assert changed == {name for name in linear if ".language_model.layers." in name} != set()
+    words = torch.randn(1, 9, whole.hidden_size)
+    with torch.no_grad():
+        expected, states = whole.run_text(words), small.run_text(words)
+    assert 0 < (states - expected).norm() / expected.norm() < off
+
+
+def test_random_weights_are_not_quantised(tiny_cfg):
+    with pytest.raises(ValueError, match="QUANTIZE is nf4, .*PRETRAINED as .* exported folder"):
+        build(tiny_cfg, QUANTIZE="nf4")
+
+
+def test_a_missing_library_is_one_sentence(tiny_cfg, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ModuleNotFoundError, match=r"QUANTIZE int8 needs .*rose_d2\[quantize\]"):
+        build(tiny_cfg, PRETRAINED=str(tmp_path), TOKENIZER="tiny", QUANTIZE="int8")
 
 
 @pytest.mark.parametrize("source", ["output/not/there", "./lmm", "/nowhere"])
