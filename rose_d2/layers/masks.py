@@ -155,20 +155,20 @@ def mask_centre(mask: Tensor) -> tuple[float, float]:
     Raises:
         ValueError: if the mask has no pixel.
     """
-    rows, columns = np.nonzero(mask.cpu().numpy())
-    if len(rows) == 0:
+    drawn = np.ascontiguousarray(mask.cpu().numpy()).view(np.uint8)
+    # Sums of whole numbers, which are exact.
+    sums = cv2.moments(drawn)
+    if not sums["m00"]:
         raise ValueError(
             "Got a mask without any pixel, which has no centre; drop empty masks first."
         )
-    x, y = columns.mean() + 0.5, rows.mean() + 0.5
-    if mask[int(y), int(x)]:
-        return float(x), float(y)
-    top, left = rows.min(), columns.min()
-    crop = mask[top : rows.max() + 1, left : columns.max() + 1].cpu().numpy()
+    x, y = sums["m10"] / sums["m00"] + 0.5, sums["m01"] / sums["m00"] + 0.5
+    if drawn[int(y), int(x)]:
+        return x, y
+    left, top, width, height = cv2.boundingRect(drawn)
+    crop = drawn[top : top + height, left : left + width]
     # One ring of background, so that the image border bounds the object like any other border.
-    depth = cv2.distanceTransform(
-        np.pad(crop, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE
-    )
+    depth = cv2.distanceTransform(np.pad(crop, 1), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     # Squares of distances are whole numbers. OpenCV's last bits depend on where the array lies in
     # memory, and would decide between points of equal depth.
     deepest_row, deepest_column = np.unravel_index(np.argmax(np.rint(depth**2)), depth.shape)
