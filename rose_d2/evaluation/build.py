@@ -79,6 +79,7 @@ def build_evaluator(
             window=cfg.MODEL.SUPER_PATCH.WINDOW,
             protocol=cfg.TEST.REFERRING.PROTOCOL,
             output_dir=output_dir,
+            num_samples=cfg.TEST.NUM_SAMPLES,
         )
     bank = TextEmbeddingBank.from_config(cfg)
     settings = VocabularySettings.from_config(cfg)

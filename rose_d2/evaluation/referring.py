@@ -19,7 +19,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
-from rose_d2.data.build import sample_key
+from rose_d2.data.build import fixed_subset, sample_key
 from rose_d2.data.datasets.refer_files import (
     EXPRESSION_KINDS,
     expression_kind,
@@ -57,6 +57,7 @@ class RefCOCOEvaluator(DatasetEvaluator):
         protocol: str = "per_sentence",
         distributed: bool = True,
         output_dir: str | None = None,
+        num_samples: int = 0,
     ) -> None:
         """
         Args:
@@ -66,6 +67,7 @@ class RefCOCOEvaluator(DatasetEvaluator):
             protocol: what one sample is, see `referring_samples`.
             distributed: gather the scores of all processes.
             output_dir: where the score of every sample is written; None writes nothing.
+            num_samples: TEST.NUM_SAMPLES.
 
         Raises:
             ValueError: if the dataset has two dicts for one sample, or the protocol is unknown.
@@ -76,6 +78,7 @@ class RefCOCOEvaluator(DatasetEvaluator):
         self._distributed = distributed
         self._output_dir = output_dir
         samples = referring_samples(DatasetCatalog.get(dataset_name), protocol)
+        samples = fixed_subset(samples, num_samples)
         self._result_task = RESULT_TASKS[protocol]
         self._samples = {sample_key(sample): sample for sample in samples}
         if len(self._samples) != len(samples):

@@ -145,6 +145,16 @@ def test_a_fixed_part_is_scored_without_the_rest(cfg, scenes, perfect, kind):
     assert evaluator.evaluate()[task][metric] == pytest.approx(100)
 
 
+def test_a_fixed_part_of_the_expressions_needs_no_other_answers(cfg, scenes):
+    cfg.TEST.NUM_SAMPLES = 2
+    evaluator = build_evaluator(cfg, scenes.names["refcoco"])
+    evaluator.reset()
+    for sample in fixed_subset(scenes.dicts["refcoco"], 2):
+        nothing = torch.zeros(scenes.ids[sample["image_id"]].shape, dtype=torch.bool)
+        evaluator.process([sample], [{"ref_seg": nothing, "ref_patch": -1}])
+    assert evaluator.evaluate()["referring"]["cIoU"] == 0
+
+
 def test_pq_of_a_part_is_refused(cfg, scenes):
     cfg.TEST.NUM_SAMPLES = 1
     with pytest.raises(ValueError, match="TEST.NUM_SAMPLES is 1, but PQ of .* counts all"):
