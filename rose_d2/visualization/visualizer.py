@@ -11,8 +11,10 @@ from detectron2.data import Metadata
 from detectron2.structures import Instances
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import VisImage, Visualizer
+from matplotlib.backend_bases import RendererBase
 from matplotlib.collections import LineCollection
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.image import AxesImage
 from PIL import Image
 from torch import Tensor
 
@@ -153,9 +155,8 @@ class RoseVisualizer(Visualizer):
             opacity = alpha if alpha is not None else _THING_ALPHA if thing else _STUFF_ALPHA
             _tint(canvas, mask, colour, opacity)
         self.img = canvas
-        self.output.reset_image(canvas)
-        for mask, colour in zip(drawn, colours, strict=True):
-            self._draw_outline(mask, colour)
+        _show(self.output, canvas)
+        self._draw_outlines(drawn, colours)
         self._draw_labels([label_text(names[i], scores[i]) for i in order], drawn, colours, things)
         return self.output
 
@@ -178,17 +179,24 @@ class RoseVisualizer(Visualizer):
         interpolation = cv2.INTER_LINEAR if self.factor > 1 else cv2.INTER_AREA
         return cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=interpolation) >= 128
 
-    def _draw_outline(self, mask: np.ndarray, colour: tuple[float, float, float]) -> None:
-        contours, _ = cv2.findContours(
-            mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_TC89_L1
-        )
-        lines = [np.vstack([c[:, 0], c[:1, 0]]) + 0.5 for c in contours if len(c) > 2]
-        # A dark line below the bright one keeps the outline visible on its own colour.
-        for ink, width, opacity in ((0.25 * np.array(colour), 1.5, 0.6), (colour, 0.8, 1.0)):
-            self.output.ax.add_collection(
-                LineCollection(lines, colors=[(*ink, opacity)], linewidths=width, zorder=3),
-                autolim=False,
+    def _draw_outlines(
+        self, masks: Sequence[np.ndarray], colours: Sequence[tuple[float, float, float]]
+    ) -> None:
+        lines, inks, widths = [], [], []
+        for mask, colour in zip(masks, colours, strict=True):
+            contours, _ = cv2.findContours(
+                mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_TC89_L1
             )
+            closed = [np.vstack([c[:, 0], c[:1, 0]]) + 0.5 for c in contours if len(c) > 2]
+            # A dark line below the bright one keeps the outline visible on its own colour.
+            dark = 0.25 * np.array(colour)
+            for ink, width in (((*dark, 0.6), 1.5), ((*colour, 1.0), 0.8)):
+                lines += closed
+                inks += [ink] * len(closed)
+                widths += [width] * len(closed)
+        self.output.ax.add_collection(
+            LineCollection(lines, colors=inks, linewidths=widths, zorder=3), autolim=False
+        )
 
     def _draw_labels(
         self,
@@ -201,10 +209,9 @@ class RoseVisualizer(Visualizer):
         crowded = len(texts) > _CROWD
         side = math.sqrt(self.output.height * self.output.width)
         font_size = self._default_font_size if crowded else max(10.0, side / 58)
-        texts = [self._shortened(text, font_size) for text in texts]
-        sizes = [self._text_size(text, font_size) for text in texts]
-        corners = place_labels(masks, sizes, is_thing)
-        for text, corner, (width, _), colour in zip(texts, corners, sizes, colours, strict=True):
+        labels = [self._fitted(text, font_size) for text in texts]
+        corners = place_labels(masks, [size for _, size in labels], is_thing)
+        for (text, (width, _)), corner, colour in zip(labels, corners, colours, strict=True):
             if corner is None:
                 continue
             centre_top = (corner[0] + width / 2, corner[1] + 2)
@@ -220,10 +227,36 @@ class RoseVisualizer(Visualizer):
         )
         return width + 4.0, max(height, font_size * self.output.dpi / 72) + 4.0
 
-    def _shortened(self, text: str, font_size: float) -> str:
-        while len(text) > 2 and self._text_size(text, font_size)[0] > self.output.width:
+    def _fitted(self, text: str, font_size: float) -> tuple[str, tuple[float, float]]:
+        """A label, shortened to the picture's width, and its `_text_size`."""
+        size = self._text_size(text, font_size)
+        while len(text) > 2 and size[0] > self.output.width:
             text = text[:-2] + "…"
-        return text
+            size = self._text_size(text, font_size)
+        return text, size
+
+
+class _Pixels(AxesImage):
+    """An image that fills its figure pixel by pixel, and is not resampled to itself."""
+
+    def make_image(
+        self, renderer: RendererBase, magnification: float = 1.0, unsampled: bool = False
+    ) -> tuple[np.ndarray, float, float, object]:
+        """See matplotlib: the pixels from the bottom up, and where they go."""
+        rgb = np.asarray(self.get_array())
+        if (getattr(renderer, "height", 0), getattr(renderer, "width", 0)) != rgb.shape[:2]:
+            return super().make_image(renderer, magnification, unsampled)  # of another resolution
+        return cv2.cvtColor(rgb[::-1], cv2.COLOR_RGB2RGBA), 0.0, 0.0, None
+
+
+def _show(picture: VisImage, pixels: np.ndarray) -> None:
+    """Put an image (H, W, 3) in the place of the picture's own."""
+    for image in picture.ax.get_images():
+        image.remove()
+    extent = (0, picture.width, picture.height, 0)
+    shown = _Pixels(picture.ax, interpolation="nearest", extent=extent)
+    shown.set_data(pixels)
+    picture.ax.add_image(shown)
 
 
 def drawing_factor(height: int, width: int) -> float:
@@ -238,9 +271,12 @@ def _tint(
     canvas: np.ndarray, mask: np.ndarray, colour: tuple[float, float, float], alpha: float
 ) -> None:
     """Blend a colour into the canvas (H, W, 3) where the mask (H, W) is set, in place."""
-    solid = np.full_like(canvas, np.rint(255 * np.array(colour)))
-    blended = cv2.addWeighted(canvas, 1 - alpha, solid, alpha, 0)
-    cv2.copyTo(blended, mask.astype(np.uint8), canvas)
+    inside = mask.astype(np.uint8)
+    left, top, width, height = cv2.boundingRect(inside)
+    box = slice(top, top + height), slice(left, left + width)
+    solid = np.full_like(canvas[box], np.rint(255 * np.array(colour)))
+    blended = cv2.addWeighted(canvas[box], 1 - alpha, solid, alpha, 0)
+    canvas[box] = cv2.copyTo(blended, inside[box], canvas[box].copy())
 
 
 def colour_of(name: str) -> tuple[float, float, float]:

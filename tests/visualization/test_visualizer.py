@@ -1,7 +1,9 @@
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
 from detectron2.structures import Instances
+from PIL import Image
 
 from rose_d2.structures.category_names import CategoryNames
 from rose_d2.visualization.visualizer import RoseVisualizer, colour_of, drawing_factor
@@ -48,6 +50,23 @@ def test_a_hole_stays_clear():
     mask[35:45, 45:55] = False
     picture = RoseVisualizer(grey(80, 100), scale=4).draw_segments([mask], ["dog"]).get_image()
     assert (picture[160, 200] == 128).all()
+
+
+def test_the_image_is_drawn_once_and_not_resampled(monkeypatch, tmp_path):
+    resampled, resample = [], matplotlib.image._resample
+    monkeypatch.setattr(
+        matplotlib.image, "_resample", lambda *a, **k: resampled.append(a) or resample(*a, **k)
+    )
+    tiles = np.random.default_rng(0).integers(0, 256, (32, 35, 3), dtype=np.uint8)
+    image = tiles.repeat(20, axis=0).repeat(20, axis=1)
+    output = RoseVisualizer(image).draw_segments([], [])
+    assert len(output.ax.get_images()) == 1
+    assert np.array_equal(output.get_image(), image)
+    assert resampled == []
+    output.fig.savefig(tmp_path / "small.png", dpi=output.dpi / 2)  # in another resolution
+    assert resampled
+    small = np.asarray(Image.open(tmp_path / "small.png").convert("RGB"))
+    assert np.array_equal(small[5::10, 5::10], tiles)
 
 
 def test_small_things_are_drawn_over_large_ones_and_over_stuff():
