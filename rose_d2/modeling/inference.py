@@ -163,6 +163,8 @@ class Inference:
 
         Names, where there are any already, keep candidates of different names apart.
         """
+        if len(candidates) < 2:
+            return candidates
         size = nms_size(candidates.image_size, self.settings.nms_longest_side)
         masks = self.mask_head.upscale(candidates.low_res_masks, view_size(item), size).tensor
         kinds = None

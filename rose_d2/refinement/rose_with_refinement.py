@@ -60,12 +60,10 @@ class ROSEWithRefinement(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> ROSEWithRefinement:
-        """Read TEST.REFINEMENT and TEST.IMS_PER_BATCH."""
-        return cls(
-            model,
-            settings=RefinementSettings.from_config(cfg),
-            batch_size=max(1, cfg.TEST.IMS_PER_BATCH),
-        )
+        """Read TEST.REFINEMENT; all regions of an image go through the model at once."""
+        settings = RefinementSettings.from_config(cfg)
+        most = max(settings.worst_classes, settings.max_instances, cfg.TEST.IMS_PER_BATCH)
+        return cls(model, settings=settings, batch_size=most)
 
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
         """See the class.

@@ -243,6 +243,23 @@ def test_sam_encodes_an_image_once_for_all_turns(tiny_model, make_item, monkeypa
     assert encoded == [2]
 
 
+def test_all_regions_of_an_image_are_one_batch_of_the_language_model(
+    tiny_cfg, tiny_model, make_item, monkeypatch
+):
+    batches, forward = [], tiny_model.backbone.forward
+    monkeypatch.setattr(
+        tiny_model.backbone,
+        "forward",
+        lambda images, *others: batches.append(len(images)) or forward(images, *others),
+    )
+    tiny_cfg.TEST.IMS_PER_BATCH = 1
+    model = ROSEWithRefinement.from_config(tiny_cfg, tiny_model.eval())
+    with torch.no_grad():
+        (output,) = model([make_item("instance")])
+    assert batches == [1, len(output["refinements"])]
+    assert 1 < batches[1] <= tiny_cfg.TEST.REFINEMENT.MAX_INSTANCES
+
+
 @pytest.mark.parametrize("keep_better", [False, True])
 def test_a_mask_that_is_rated_higher_than_its_repair_stays(
     scene, make_item, instances, keep_better
