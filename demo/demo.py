@@ -453,9 +453,7 @@ def share_work(args: argparse.Namespace, images: list[Path]) -> "FolderRun":
     first.close()
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     workers = [
-        context.Process(
-            target=_do_share, args=(args, images, (i, len(devices)), device), daemon=True
-        )
+        context.Process(target=_do_share, args=(args, images, (i, len(devices)), device))
         for i, device in enumerate(devices)
     ]
     former = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and the workers with us
@@ -470,6 +468,9 @@ def share_work(args: argparse.Namespace, images: list[Path]) -> "FolderRun":
         for worker in workers:
             worker.join()
     finally:
+        for worker in workers:
+            if worker.is_alive():
+                worker.terminate()
         signal.signal(signal.SIGTERM, former)
     for number, worker in enumerate(workers):
         if worker.exitcode not in (0, 1, 130):

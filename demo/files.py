@@ -141,28 +141,30 @@ def result_stem(name: str) -> str:
     return stem.encode()[:_STEM_BYTES].decode("utf-8", "ignore")
 
 
-def panoptic_ids(segments: Sequence[Segment], size: tuple[int, int]) -> np.ndarray:
-    """Colours (H, W, 3) of a COCO panoptic PNG: id = R + 256 G + 65536 B, 0 where nothing is."""
-    from rose_d2.structures.mask_codec import ids_to_colours
-
+def segment_map(segments: Sequence[Segment], size: tuple[int, int]) -> np.ndarray:
+    """Which segment each pixel belongs to, int32 (H, W), from 1 on; 0 where there is none."""
     ids = np.zeros(size, dtype=np.int32)
     for number, segment in enumerate(segments, start=1):
-        ids[segment.mask] = number
-    return ids_to_colours(ids)
+        np.copyto(ids, number, where=segment.mask)
+    return ids
 
 
-def coloured(segments: Sequence[Segment], size: tuple[int, int]) -> np.ndarray:
-    """A picture (H, W, 3) to look at: every name in its colour, outlines and the rest black."""
+def coloured(segments: Sequence[Segment], ids: np.ndarray) -> np.ndarray:
+    """A picture (H, W, 3) to look at: every name in its colour, outlines and the rest black.
+
+    Args:
+        segments: of an image.
+        ids: their `segment_map`.
+    """
     import cv2
 
     from rose_d2.visualization.visualizer import colour_of
 
-    picture = np.zeros((*size, 3), dtype=np.uint8)
-    for segment in segments:
-        picture[segment.mask] = np.rint(255 * np.array(colour_of(segment.category_name)))
+    colours = [(0.0, 0.0, 0.0), *(colour_of(segment.category_name) for segment in segments)]
+    picture = np.rint(255 * np.array(colours)).astype(np.uint8)[ids]
     for segment in segments:
         outline, _ = cv2.findContours(
-            segment.mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
+            segment.mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE
         )
         cv2.drawContours(picture, outline, -1, (0, 0, 0), 1)
     return picture

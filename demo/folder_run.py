@@ -1,16 +1,22 @@
 """One run of the demo: images in, pictures and a COCO-format file out, batch by batch."""
 
 import itertools
+import multiprocessing
 import os
+import signal
 import sys
+import threading
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
-from files import coloured, file_name_of, panoptic_ids, readable, result_stem, save_image
+from files import coloured, file_name_of, readable, result_stem, save_image, segment_map
 from gallery import write_gallery
 from PIL import Image
 from tqdm import tqdm
@@ -19,14 +25,24 @@ from rose_d2.config.fingerprint import config_hash, file_sha256
 from rose_d2.config.read import read_released_config
 from rose_d2.data.image_io import read_image
 from rose_d2.files import FolderLock
-from rose_d2.predictor.predictions_file import IMAGE_FOLDER, PredictionsFile, write_panoptic
+from rose_d2.predictor.predictions_file import (
+    IMAGE_FOLDER,
+    PredictionsFile,
+    Record,
+    image_record,
+    write_panoptic,
+)
 from rose_d2.predictor.predictor import RosePredictor, find_weights
 from rose_d2.predictor.questions import resolve_task, segments_from_output
+from rose_d2.predictor.sources import read_ahead
+from rose_d2.structures.mask_codec import ids_to_colours
 from rose_d2.structures.segments import Segment
 from rose_d2.visualization.sheets import contact_sheet
 from rose_d2.visualization.visualizer import RoseVisualizer
 
 _SHEET_PICTURES = 40
+# Processes that draw, if there are cores for them.
+_ARTISTS = 3
 # What one image can cause, in the model or while its results are drawn and encoded.
 _OF_ONE_IMAGE = (
     RuntimeError,
@@ -39,8 +55,16 @@ _OF_ONE_IMAGE = (
 )
 
 
+# An image, its pixels, and what the model is given of it.
+_Item = tuple[Path, np.ndarray, Any]
+
+
 class FolderRun:
-    """Segments images and keeps on disk what every batch gave, so that it can be continued."""
+    """Segments images and keeps on disk what every batch gave, so that it can be continued.
+
+    While the model works, the next images are read and prepared in a thread, and the results of
+    the last ones are drawn and encoded in other processes, at most three batches of them.
+    """
 
     pictures = "overlays"
     progress_name = "segmentation"
@@ -124,6 +148,8 @@ class FolderRun:
         self.cfg = cfg
         self.done = 0
         self.failures: list[str] = []
+        self._artist: Executor | None = None
+        self._drawn: deque[tuple[Path, np.ndarray, Any, Future[Record]]] = deque()
         if folder is not None:
             info = {**info, IMAGE_FOLDER: file_name_of(folder)}
         part = None if share is None else "{}-of-{}".format(*share)
@@ -180,6 +206,8 @@ class FolderRun:
         if not self.todo:
             return
         try:
+            if len(self.todo) > self.batch_size:
+                self._artist = _artist(self)  # before there is a model, of which it gets nothing
             self.predictor = RosePredictor(self.cfg)
             self.predictions.begin()
         except BaseException:
@@ -188,6 +216,8 @@ class FolderRun:
 
     def close(self) -> None:
         """Leave the folder to other runs."""
+        if self._artist is not None:
+            self._artist.shutdown(cancel_futures=True)
         self.predictions.close()
         self._lock.release()
 
@@ -248,26 +278,40 @@ class FolderRun:
             position=self.bar,
         ) as progress:
             readable = self._read_all(progress)
-            while batch := list(itertools.islice(readable, self.batch_size)):
-                for (path, image), output in zip(batch, self._predict(batch), strict=True):
-                    if output is not None:
-                        self._try_to_keep(path, image, output)
-                progress.update(len(batch))
-
-    def _read_all(self, progress: tqdm) -> Iterator[tuple[Path, np.ndarray]]:
-        for path in self.todo:
             try:
-                image = read_image(str(path), max_pixels=self.cfg.INPUT.MAX_PIXELS)
-            except (ValueError, OSError, MemoryError) as error:
-                self._fail(path, error)
+                while batch := list(itertools.islice(readable, self.batch_size)):
+                    for (path, image, _), output in zip(batch, self._predict(batch), strict=True):
+                        if output is not None:
+                            self._try_to_keep(path, image, output)
+                    self._take_drawn(max(2 * self.batch_size, _ARTISTS))
+                    progress.update(len(batch))
+            finally:
+                self._take_drawn(0)
+
+    def _read_all(self, progress: tqdm) -> Iterator[_Item]:
+        for path, image, prepared in read_ahead(map(self._read, self.todo), self.batch_size):
+            if isinstance(prepared, Exception):
+                self._fail(path, prepared)
                 progress.update()
                 continue
-            yield path, image
+            yield path, image, prepared
 
-    def _predict(self, batch: list[tuple[Path, np.ndarray]]) -> list[dict[str, Any] | None]:
+    def _read(self, path: Path) -> _Item:
+        """In the reading thread; the last entry is an error where the image cannot be used."""
+        try:
+            image = read_image(str(path), max_pixels=self.cfg.INPUT.MAX_PIXELS)
+            return path, image, self._prepare(image)
+        except (*_OF_ONE_IMAGE, OSError) as error:
+            return path, np.empty(0), error
+
+    def _prepare(self, image: np.ndarray) -> Any:
+        """What the model is given."""
+        return self.predictor.make_input(image, **{**self.question, "task": self.task})
+
+    def _predict(self, batch: list[_Item]) -> list[dict[str, Any] | None]:
         """Outputs of a batch; None for an image that the model fails on even alone."""
         try:
-            return self.predictor.predict_batch([image for _, image in batch], **self.question)
+            return self.predictor.predict_batch([item for *_, item in batch], **self.question)
         except _OF_ONE_IMAGE as error:
             if len(batch) == 1:
                 self._fail(batch[0][0], error)
@@ -276,12 +320,12 @@ class FolderRun:
 
     def _one_by_one(
         self,
-        batch: list[tuple[Path, np.ndarray]],
+        batch: list[_Item],
         answer: Callable[[Path, np.ndarray], dict[str, Any]],
     ) -> list[dict[str, Any] | None]:
         """Outputs of a batch whose images have a session each; None for one that failed."""
         outputs: list[dict[str, Any] | None] = []
-        for path, image in batch:
+        for path, image, _ in batch:
             try:
                 outputs.append(answer(path, image))
             except _OF_ONE_IMAGE as error:
@@ -297,29 +341,64 @@ class FolderRun:
     def _try_to_keep(self, path: Path, image: np.ndarray, output: dict[str, Any]) -> None:
         """Keep one image's results; one that cannot be drawn or written does not stop the rest."""
         try:
-            self._keep(path, image, output)
+            found = self._found(output)
+            if self._artist is None:
+                self._add(self.write(path, image, found))
+                return
         except _OF_ONE_IMAGE as error:
             self._fail(path, error)
+            return
+        try:
+            future = self._artist.submit(_write, path, image, found)
+        except BrokenProcessPool as error:
+            future = Future()
+            future.set_exception(error)
+        self._drawn.append((path, image, found, future))
 
-    def _keep(self, path: Path, image: np.ndarray, output: dict[str, Any]) -> None:
-        segments = segments_from_output(output, self.task, self.min_score)
+    def _take_drawn(self, most: int) -> None:
+        """Count as done, in order, what is drawn, and wait until at most so many are not."""
+        while self._drawn and (len(self._drawn) > most or self._drawn[0][-1].done()):
+            path, image, found, future = self._drawn.popleft()
+            try:
+                self._add(self._record_of(path, image, found, future))
+            except _OF_ONE_IMAGE as error:
+                self._fail(path, error)
+
+    def _record_of(
+        self, path: Path, image: np.ndarray, found: Any, future: Future[Record]
+    ) -> Record:
+        try:
+            return future.result()
+        except BrokenProcessPool:  # somebody has killed the process: without it, then
+            self._artist = None
+            return self.write(path, image, found)
+
+    def _found(self, output: dict[str, Any]) -> Any:
+        """What `write` needs of an output."""
+        return segments_from_output(output, self.task, self.min_score)
+
+    def write(self, path: Path, image: np.ndarray, found: Any) -> Record:
+        """Write the pictures of an image, and return its entry, which comes after them."""
         name = self._result_names[path]
-        # Pictures before the entry: an image counts as done only when it has them.
         if self.overlay:
-            save_image(self._draw(image, segments), self.output / self.pictures / f"{name}.jpg")
+            save_image(self._draw(image, found), self.output / self.pictures / f"{name}.jpg")
         if self.task == "panoptic":
-            ids = panoptic_ids(segments, image.shape[:2])
-            save_image(ids, self.output / "panoptic" / f"{name}.png")
-            picture = coloured(segments, image.shape[:2])
-            save_image(picture, self.output / "panoptic_coloured" / f"{name}.png")
-        self._add(path, image, segments, name)
+            ids = segment_map(found, image.shape[:2])
+            save_image(ids_to_colours(ids), self.output / "panoptic" / f"{name}.png")
+            save_image(coloured(found, ids), self.output / "panoptic_coloured" / f"{name}.png")
+        return self._record(path, image, found)
 
-    def _add(
-        self, path: Path, image: np.ndarray, segments: Sequence[Segment], name: str, **extra: Any
-    ) -> None:
-        """Count an image as done; `extra` goes into its entry."""
-        size = image.shape[:2]
-        self.predictions.add(self._file_names[path], size, segments, result_name=name, **extra)
+    def _record(
+        self, path: Path, image: np.ndarray, segments: Sequence[Segment], **extra: Any
+    ) -> Record:
+        """The entry of an image; `extra` goes into it."""
+        name = self._result_names[path]
+        size = image.shape[0], image.shape[1]
+        return image_record(self._file_names[path], size, segments, result_name=name, **extra)
+
+    def _add(self, record: Record) -> None:
+        """Count an image as done."""
+        self.predictions.add_record(record)
         self.done += 1
 
     def _draw(self, image: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
@@ -375,6 +454,44 @@ class FolderRun:
                 print(f"  {reason}", file=sys.stderr)
         if self.interrupted:
             print("Interrupted; the same command continues.", file=sys.stderr)
+
+
+# Of the process that draws: whose results.
+_run: FolderRun | None = None
+
+
+def _artist(run: FolderRun) -> Executor:
+    """Processes that call `_write`; a thread where processes cannot be forked."""
+    if sys.platform != "linux":
+        return ThreadPoolExecutor(1, "drawing", _begin_to_draw, (run,))
+    count = max(1, min(_ARTISTS, len(os.sched_getaffinity(0)) - 1))
+    context = multiprocessing.get_context("fork")
+    artist = ProcessPoolExecutor(count, context, _begin_to_draw, (run,))
+    artist.submit(int)  # starts them
+    return artist
+
+
+def _begin_to_draw(run: FolderRun) -> None:
+    global _run
+    _run = run
+    parent = multiprocessing.parent_process()
+    if parent is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # which interrupts the parent
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    """A killed process leaves no other behind."""
+    parent.join()
+    os._exit(1)
+
+
+def _write(path: Path, image: np.ndarray, found: Any) -> Record:
+    assert _run is not None
+    try:
+        return _run.write(path, image, found)
+    except _OF_ONE_IMAGE as error:  # as one that can be sent
+        raise RuntimeError(str(error) or type(error).__name__) from None
 
 
 def _free_name(path: Path, taken: Collection[str]) -> str:

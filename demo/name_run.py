@@ -11,6 +11,7 @@ from refine_run import CocoMasks, read_masks
 
 from rose_d2.config.fingerprint import config_hash, file_sha256
 from rose_d2.config.read import read_released_config
+from rose_d2.predictor.predictions_file import Record
 from rose_d2.predictor.predictor import find_weights
 from rose_d2.structures.segments import Segment
 
@@ -93,7 +94,10 @@ class NameRun(FolderRun):
             overwrite=overwrite, overlay=overlay, folder=folder, share=share,
         )  # fmt: skip
 
-    def _predict(self, batch: list[tuple[Path, np.ndarray]]) -> list[dict[str, Any] | None]:
+    def _prepare(self, image: np.ndarray) -> None:
+        """Sessions prepare their images themselves."""
+
+    def _predict(self, batch: list[tuple[Path, np.ndarray, Any]]) -> list[dict[str, Any] | None]:
         return self._one_by_one(batch, self._name)
 
     def _name(self, path: Path, image: np.ndarray) -> dict[str, Any]:
@@ -105,9 +109,13 @@ class NameRun(FolderRun):
             named += session.name(region.mask if isinstance(region, Segment) else region)
         return {"segments": named}
 
-    def _keep(self, path: Path, image: np.ndarray, output: dict[str, Any]) -> None:
-        name = self._result_names[path]
+    def _found(self, output: dict[str, Any]) -> list[Segment]:
+        segments: list[Segment] = output["segments"]
+        return segments
+
+    def write(self, path: Path, image: np.ndarray, found: list[Segment]) -> Record:
+        """Write a picture, and return the entry."""
         if self.overlay:
-            drawn = self._draw(image, output["segments"])
-            save_image(drawn, self.output / self.pictures / f"{name}.jpg")
-        self._add(path, image, output["segments"], name)
+            name = self._result_names[path]
+            save_image(self._draw(image, found), self.output / self.pictures / f"{name}.jpg")
+        return self._record(path, image, found)

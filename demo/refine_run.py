@@ -16,7 +16,7 @@ from rose_d2.config.read import read_released_config
 from rose_d2.data.coco_files import plain_id, read_coco, read_json
 from rose_d2.data.image_io import opened_image
 from rose_d2.files import write_table
-from rose_d2.predictor.predictions_file import IMAGE_FOLDER
+from rose_d2.predictor.predictions_file import IMAGE_FOLDER, Record
 from rose_d2.predictor.predictor import find_weights
 from rose_d2.predictor.session_instructions import check_text
 from rose_d2.structures.mask_codec import colours_to_ids, decode_mask
@@ -328,7 +328,10 @@ class RefineRun(FolderRun):
             overwrite=overwrite, overlay=overlay, folder=folder, share=share,
         )  # fmt: skip
 
-    def _predict(self, batch: list[tuple[Path, np.ndarray]]) -> list[dict[str, Any] | None]:
+    def _prepare(self, image: np.ndarray) -> None:
+        """Sessions prepare their images themselves."""
+
+    def _predict(self, batch: list[tuple[Path, np.ndarray, Any]]) -> list[dict[str, Any] | None]:
         return self._one_by_one(batch, self._refine)
 
     def _refine(self, path: Path, image: np.ndarray) -> dict[str, Any]:
@@ -345,10 +348,14 @@ class RefineRun(FolderRun):
             after[position] = answer[0]
         return {"before": before, "after": after, "chosen": chosen, "truth": truth}
 
-    def _keep(self, path: Path, image: np.ndarray, output: dict[str, Any]) -> None:
-        before, after, chosen = output["before"], output["after"], output["chosen"]
+    def _found(self, output: dict[str, Any]) -> dict[str, Any]:
+        return output
+
+    def write(self, path: Path, image: np.ndarray, found: dict[str, Any]) -> Record:
+        """Write a picture of both sides, and return the entry."""
+        before, after, chosen = found["before"], found["after"], found["chosen"]
         name = self._result_names[path]
-        changes = [_change(i + 1, before[i], after[i], output["truth"]) for i in sorted(chosen)]
+        changes = [_change(i + 1, before[i], after[i], found["truth"]) for i in sorted(chosen)]
         if self.overlay:
             panels = [_drawn(image, [side[i] for i in chosen]) for side in (before, after)]
             panels.append(_changed(image, [(before[i], after[i]) for i in chosen]))
@@ -356,7 +363,7 @@ class RefineRun(FolderRun):
             captions.append("green: added, red: taken away")
             picture = contact_sheet(panels, captions, columns=3, cell=_PANEL)
             save_image(picture, self.output / self.pictures / f"{name}.jpg")
-        self._add(path, image, after, name, refinements=changes)
+        return self._record(path, image, after, refinements=changes)
 
     def _report(self) -> None:
         if self.share is not None:

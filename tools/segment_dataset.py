@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from rose_d2.command_line import make_parser, run_main
@@ -39,6 +40,9 @@ from rose_d2.predictor.parquet import (
     to_coco,
     write_rows,
 )
+from rose_d2.predictor.sources import read_ahead, read_source
+
+_OF_ONE_IMAGE = (ValueError, OSError, MemoryError)
 
 
 class Segmenter:
@@ -55,14 +59,24 @@ class Segmenter:
         """Segment a batch of paths, write them, and return their numbers."""
         paths = [str(path) for path in batch["path"]]
         rows, failures = [], []
-        for path in paths:
+        for path, image in read_ahead(((path, _read(path)) for path in paths), 1):
             try:
-                rows.append(image_row(self.rose(_local(path), **self.question), path))
-            except (ValueError, OSError, MemoryError) as error:
+                if isinstance(image, Exception):
+                    raise image
+                rows.append(image_row(self.rose(image, **self.question), path))
+            except _OF_ONE_IMAGE as error:
                 failures.append({"path": path, "reason": str(error) or type(error).__name__})
         write_rows(self.output, DONE, rows)
         write_rows(self.output, FAILED, failures)
         return {"done": [len(rows)], "failed": [len(failures)]}
+
+
+def _read(path: str) -> np.ndarray | Exception:
+    """The image, or why there is none."""
+    try:
+        return read_source(_local(path))
+    except _OF_ONE_IMAGE as error:
+        return error
 
 
 def _local(path: str) -> Any:

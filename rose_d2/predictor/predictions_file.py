@@ -153,7 +153,10 @@ class PredictionsFile:
         Raises:
             OSError: it cannot be written, and then is not added.
         """
-        record = image_record(file_name, size, segments, **extra)
+        self.add_record(image_record(file_name, size, segments, **extra))
+
+    def add_record(self, record: Record) -> None:
+        """Write an image as `image_record` makes it, see `add`."""
         if self._file is None:
             self.begin()
         self._index(*_checked(record), (self.lines, self._append(record)))

@@ -68,7 +68,7 @@ class RosePredictor:
 
     def predict_batch(
         self,
-        images: Sequence[np.ndarray],
+        images: Sequence[np.ndarray | dict[str, Any]],
         *,
         task: str | None = None,
         refer: str | None = None,
@@ -77,7 +77,7 @@ class RosePredictor:
         """Segment images in one call of the model.
 
         Args:
-            images: uint8 arrays (H, W, 3), RGB, of any sizes.
+            images: uint8 arrays (H, W, 3), RGB, of any sizes, or what `make_input` made of them.
             task: "semantic", "instance" or "panoptic" (the default); with `refer` leave it out.
             refer: a referring expression, for example "the red car on the left".
             candidates: class names to choose from; None lets the model name things freely.
@@ -93,7 +93,9 @@ class RosePredictor:
         if not images:
             return []
         inputs = [
-            self.make_input(image, task=task, refer=refer, candidates=candidates)
+            image
+            if isinstance(image, dict)
+            else self.make_input(image, task=task, refer=refer, candidates=candidates)
             for image in images
         ]
         with torch.no_grad():

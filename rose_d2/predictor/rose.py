@@ -26,6 +26,7 @@ from rose_d2.predictor.sources import (
     images_of_folder,
     in_batches,
     is_url,
+    read_ahead,
     read_source,
 )
 
@@ -216,9 +217,11 @@ class Rose:
                 found = tuple(segment for box in boxes for segment in session.name(box))
                 yield Results(session.image, found, "region", path)
             return
-        for batch in in_batches(named, batch_size):
-            outputs = self.predictor.predict_batch([image for _, image in batch], **question)
-            for (path, image), output in zip(batch, outputs, strict=True):
+        words = {**question, "task": task}
+        made = ((path, image, self.predictor.make_input(image, **words)) for path, image in named)
+        for batch in in_batches(read_ahead(made, batch_size), batch_size):
+            outputs = self.predictor.predict_batch([item for *_, item in batch], **question)
+            for (path, image, _), output in zip(batch, outputs, strict=True):
                 found = segments_from_output(output, task, self.min_score)
                 yield Results(image, tuple(found), task, path, question["refer"])
 

@@ -7,9 +7,11 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -21,6 +23,8 @@ from rose_d2.files import whole_file
 _MAX_BYTES = 200 * 1024**2
 _TIMEOUT_S = 30
 _BLOCK = 1 << 16
+
+_Item = TypeVar("_Item")
 
 
 def is_url(source: object) -> bool:
@@ -127,3 +131,22 @@ def in_batches(items: Iterator[Any], size: int) -> Iterator[list[Any]]:
             batch = []
     if batch:
         yield batch
+
+
+def read_ahead(items: Iterator[_Item], count: int) -> Iterator[_Item]:
+    """Make items in a thread of their own, while the caller works on those before.
+
+    Args:
+        items: made one after another; what they raise comes up here, in its place.
+        count: items that are made before they are asked for, at most.
+    """
+    end = object()
+    with ThreadPoolExecutor(1, "reading") as reader:
+        waiting = deque(reader.submit(next, items, end) for _ in range(count))
+        try:
+            while (item := waiting.popleft().result()) is not end:
+                waiting.append(reader.submit(next, items, end))
+                yield item  # type: ignore[misc]
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -2,12 +2,14 @@ import functools
 import json
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pycocotools.mask as mask_util
 import pytest
 import torch
@@ -31,6 +33,9 @@ class FakePredictor:
 
     def __init__(self, cfg):
         FakePredictor.calls = []
+
+    def make_input(self, image, **question):
+        return image
 
     def predict_batch(self, images, **question):
         FakePredictor.calls.append({"sizes": [image.shape for image in images], **question})
@@ -308,7 +313,9 @@ def test_an_interrupted_run_keeps_its_work_and_is_continued(
     assert len(predictions(tmp_path)["images"]) == 3
 
 
-def test_predictions_are_on_disk_after_every_batch(run, folder, tmp_path, monkeypatch):
+def test_predictions_are_on_disk_soon_after_their_batch(run, folder, tmp_path, monkeypatch):
+    for name in "defg":
+        picture().save(folder / f"{name}.png")
     works, seen = FakePredictor.predict_batch, []
 
     def looks(self, images, **question):
@@ -318,7 +325,88 @@ def test_predictions_are_on_disk_after_every_batch(run, folder, tmp_path, monkey
 
     monkeypatch.setattr(FakePredictor, "predict_batch", looks)
     assert run() == 0
-    assert seen == [0, 1, 2]
+    assert all(batch - 3 <= written <= batch for batch, written in enumerate(seen))
+    assert len(seen) == len(predictions(tmp_path)["images"]) == 7
+
+
+def test_reading_and_drawing_are_elsewhere_and_only_a_little_off(
+    run, folder, tmp_path, fake, monkeypatch
+):
+    import folder_run
+
+    for name in "defgh":
+        picture((14, 15)).save(folder / f"{name}.png")
+    pids, ahead, threads = tmp_path / "pids", [], set()
+    read, draw, works = folder_run.read_image, folder_run.FolderRun._draw, fake.predict_batch
+    reads = []
+
+    def reads_one(path, **settings):
+        reads.append(path)
+        threads.add(threading.current_thread().name)
+        return read(path, **settings)
+
+    def draws(self, image, segments):
+        with open(pids, "a") as file:
+            print(os.getpid(), file=file)
+        return draw(self, image, segments)
+
+    def predicts(self, images, **question):
+        ahead.append(len(reads) - len(images) * len(ahead))
+        return works(self, images, **question)
+
+    monkeypatch.setattr(folder_run, "read_image", reads_one)
+    monkeypatch.setattr(folder_run.FolderRun, "_draw", draws)
+    monkeypatch.setattr(FakePredictor, "predict_batch", predicts)
+    assert run("--batch-size", "2") == 0
+    assert max(ahead) <= 2 + 2 + 1, "a batch, the next one, and the image that is just read"
+    assert all("reading" in name for name in threads)
+    (pid,) = set(pids.read_text().split())
+    assert int(pid) not in (os.getpid(), os.getppid())
+    assert multiprocessing.active_children() == []
+    names = [Path(image["file_name"]).stem for image in predictions(tmp_path)["images"]]
+    assert names == list("abcdefgh")
+
+
+def test_one_batch_is_drawn_without_another_process(run, folder, fake, monkeypatch):
+    import folder_run
+
+    monkeypatch.setattr(folder_run, "_artist", None)  # which would fail
+    assert run("--batch-size", "3") == 0
+
+
+def test_images_are_drawn_all_the_same_when_the_drawing_process_is_killed(
+    run, folder, tmp_path, fake, monkeypatch
+):
+    import folder_run
+
+    draw, here = folder_run.FolderRun._draw, os.getpid()
+
+    def is_killed(self, image, segments):
+        if os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return draw(self, image, segments)
+
+    monkeypatch.setattr(folder_run.FolderRun, "_draw", is_killed)
+    assert run() == 0
+    assert overlays(tmp_path) == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def _draw_for_a_moment(sender):
+    import folder_run
+
+    artist = folder_run._artist(None)
+    sender.send(artist.submit(os.getpid).result())
+    os._exit(0)  # as one that is killed
+
+
+def test_the_drawing_process_ends_with_a_killed_run(demo):
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    killed = context.Process(target=_draw_for_a_moment, args=(sender,))
+    killed.start()
+    artist = psutil.Process(receiver.recv())
+    killed.join()
+    artist.wait(30)
 
 
 def test_equal_names_do_not_overwrite_each_other(run, tmp_path):
