@@ -11,6 +11,7 @@ r"""Measure speed and memory.
     python tools/benchmark.py infer --dataset clipart_panoptic_val --num 40 \
         --opts MODEL.WEIGHTS checkpoints/rose_tiny                         # as it is used
     python tools/benchmark.py compare --image photo.jpg --opts MODEL.WEIGHTS checkpoints/rose_tiny
+    python tools/benchmark.py roof --config-file configs/rose_7b.yaml      # without a GPU
 
 `data` reports how many images a second one process prepares, at the image size of
 configs/rose_7b.yaml (672 for the language model, 1024 for SAM) or of another config, and where the
@@ -20,7 +21,9 @@ size with random weights and run it on made-up images, so they need no checkpoin
 they report the time of each part, images a second, the peak memory and the FLOP/s achieved.
 `compare` lets ROSE and others take turns: a stack of names and <SEG> tokens (paper, Table 3) with
 the same number of objects, segment-anything's mask generator and transformers' `generate` with the
-same weights.
+same weights. `roof` runs a model of
+any size on tensors without values and reports, by part, the operations, the bytes moved and the
+least time in which an H200 could do them.
 """
 
 import argparse
@@ -57,6 +60,8 @@ from rose_d2.profiling.pipeline import (
     measure_throughput,
     register_coco_like,
 )
+from rose_d2.profiling.pretended_gpu import inference, training_step
+from rose_d2.profiling.roofline import report_work
 from rose_d2.profiling.steps import (
     measure_answers,
     measure_inference,
@@ -120,6 +125,30 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     compare.add_argument(
         "--image", help="what ROSE and SamAutomaticMaskGenerator segment (default: noise)"
     )
+    roof = commands.add_parser("roof", help="least time by part on an H200; needs none")
+    roof.add_argument(
+        "--batch-size",
+        type=int,
+        nargs="+",
+        default=[1, 8],
+        metavar="B",
+        help="images at once, of inference (default: 1 8)",
+    )
+    roof.add_argument(
+        "--num-objects",
+        type=int,
+        nargs="+",
+        default=[10, 100],
+        metavar="N",
+        help="candidates of an image, all kept and named, of inference (default: 10 100)",
+    )
+    roof.add_argument(
+        "--micro-batch",
+        type=int,
+        default=2,
+        help=f"images of {FEW_OBJECTS} objects in a training step (default: %(default)s)",
+    )
+    add_config_arguments(roof, default="configs/rose_7b.yaml")
     for command in (train, infer, compare):
         command.add_argument(
             "--num", type=int, default=5, help="steps or pairs to measure (default: %(default)s)"
@@ -229,6 +258,16 @@ def report_comparisons(cfg: CfgNode, args: argparse.Namespace) -> None:
     print(compare_with_generate(predictor.model, cfg.TEST.TOP_K, args.num).report())
 
 
+def report_roofs(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Print the least time of inference and of a training step."""
+    for num_objects, batch_size in itertools.product(args.num_objects, args.batch_size):
+        cfg.TEST.TOP_K = num_objects
+        title = f"inference: {batch_size} images, {num_objects} objects in each kept and named"
+        print(report_work(title, inference(cfg, batch_size).parts, batch_size), flush=True)
+    title = f"a training step: {args.micro_batch} images of {FEW_OBJECTS} objects"
+    print(report_work(title, training_step(cfg, args.micro_batch).parts, args.micro_batch))
+
+
 def benchmark(args: argparse.Namespace) -> None:
     """Measure what the command asks for and print it."""
     cfg = make_config(args)
@@ -246,6 +285,8 @@ def benchmark(args: argparse.Namespace) -> None:
                 report_inference(cfg, batch_size, args.num)
     elif args.command == "compare":
         report_comparisons(cfg, args)
+    elif args.command == "roof":
+        report_roofs(cfg, args)
     else:
         report = report_memory if args.memory else report_speed
         with tempfile.TemporaryDirectory() as folder:

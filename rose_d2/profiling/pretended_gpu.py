@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import EventStorage
@@ -22,6 +24,7 @@ from torch import Tensor
 # The tensors of torch.compile and torch.export; documented under "Fake tensor" there.
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import Node
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from rose_d2.engine.metrics import StepFlops
@@ -30,7 +33,8 @@ from rose_d2.engine.step_engine import amp_dtype
 from rose_d2.modeling.meta_arch.rose import ROSE
 from rose_d2.profiling.inputs import FEW_OBJECTS, synthetic_inputs, without_downloads
 from rose_d2.profiling.memory_model import AllKept, LiveBytes
-from rose_d2.profiling.steps import PartTimes
+from rose_d2.profiling.roofline import RoofCounter, Work
+from rose_d2.profiling.steps import Clock, PartTimes
 
 _GRAPH_TASK = 1
 
@@ -58,6 +62,45 @@ class PretendedGpu(FakeTensorMode):
         return func(*args, **kwargs)
 
 
+class _FusedAttention(TorchFunctionMode):
+    """Attention by a kernel that never holds its matrix, as on a real GPU.
+
+    PyTorch finds none for tensors without values, and would multiply matrices in float32.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is F.scaled_dot_product_attention and isinstance(args[0], FakeTensor):
+            return _fused_attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _fused_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The arguments and the result are those of `F.scaled_dot_product_attention`."""
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            bias = torch.zeros_like(attn_mask, dtype=query.dtype)
+            attn_mask = bias.masked_fill(~attn_mask, -torch.inf)
+        attn_mask = attn_mask.expand(*query.shape[:-1], key.shape[-2])
+    keeps_sums = torch.is_grad_enabled() and query.requires_grad
+    return torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, attn_mask, keeps_sums, dropout_p, is_causal, scale=scale
+    )[0]
+
+
 @contextmanager
 def pretended_gpu() -> Iterator[PretendedGpu]:
     """Pretend a GPU, in all that PyTorch itself asks for one: autocast and recomputation."""
@@ -65,6 +108,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         absent = "torch.cuda.amp.common.amp_definitely_not_available"
         stack.enter_context(mock.patch(absent, return_value=False))
         stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", return_value=True))
+        stack.enter_context(_FusedAttention())
         yield stack.enter_context(PretendedGpu())
 
 
@@ -73,12 +117,20 @@ class PretendedCost:
     """What a step or a batch takes.
 
     Attributes:
-        flops: operations by part; of a training step also "backward", "recomputed".
+        parts: the work by part, "everything else" makes up the rest; of a training step also
+            "backward", what is recomputed included, and "optimizer".
         peak_memory: bytes of what it makes on the GPU, at the fullest moment, weights left out.
+        recomputed_flops: operations that "backward" does a second time.
     """
 
-    flops: dict[str, int]
+    parts: dict[str, Work]
     peak_memory: int
+    recomputed_flops: int = 0
+
+    @property
+    def flops(self) -> dict[str, float]:
+        """Operations by part."""
+        return {name: work.flops for name, work in self.parts.items()}
 
 
 def training_step(cfg: CfgNode, batch_size: int, num_objects: int = FEW_OBJECTS) -> PretendedCost:
@@ -100,20 +152,22 @@ def training_step(cfg: CfgNode, batch_size: int, num_objects: int = FEW_OBJECTS)
     with pretended_gpu(), EventStorage():
         model = _build(cfg, dtype if cfg.SOLVER.ENGINE == "deepspeed" else None).train()
         optimizer = build_optimizer(cfg, model)
-        with LiveBytes(list(model.parameters()), "cuda") as live, StepFlops(model) as counted:
-            with _PartFlops(model, counted) as parts:
+        live, counted = LiveBytes(list(model.parameters()), "cuda"), StepFlops(model)
+        with live, counted, RoofCounter() as roof:
+            with _PartWork(model, roof) as parts:
                 with torch.autocast("cuda", dtype=dtype, enabled=dtype is not None):
                     losses = model(inputs)
-                flops = parts.seconds()
+                work = parts.work()
             backward(torch.stack([*losses.values()]).sum())
+            work |= parts.rest("backward")
             del losses
             optimizer.step()
+            work |= parts.rest("optimizer")
         without = [
             name for name, p in model.named_parameters() if p.requires_grad and p.grad is None
         ]
         assert not without, f"no gradient for {without}"
-    flops |= {"backward": counted.backward, "recomputed": counted.recomputed}
-    return PretendedCost({name: int(count) for name, count in flops.items()}, live.peak)
+    return PretendedCost(work, live.peak, counted.recomputed)
 
 
 @torch.no_grad()
@@ -135,11 +189,11 @@ def inference(cfg: CfgNode, batch_size: int) -> PretendedCost:
     inputs = synthetic_inputs(cfg, batch_size, training=False)
     with pretended_gpu():
         model = _build(cfg).eval()
-        live, counted = LiveBytes(list(model.parameters()), "cuda"), StepFlops(model)
-        with live, counted, _PartFlops(model, counted) as parts, AllKept():
+        live, roof = LiveBytes(list(model.parameters()), "cuda"), RoofCounter()
+        with live, roof, _PartWork(model, roof) as parts, AllKept():
             model(inputs)
-        flops = parts.seconds()
-    return PretendedCost({name: int(count) for name, count in flops.items()}, live.peak)
+        work = parts.work()
+    return PretendedCost(work, live.peak)
 
 
 def _build(cfg: CfgNode, dtype: torch.dtype | None = None) -> ROSE:
@@ -151,22 +205,39 @@ def _build(cfg: CfgNode, dtype: torch.dtype | None = None) -> ROSE:
     return model
 
 
-class _PartFlops(PartTimes):
-    """Operations in place of moments."""
+class _PartWork(PartTimes):
+    """Work in place of moments."""
 
-    def __init__(self, model: ROSE, counted: StepFlops) -> None:
+    def __init__(self, model: ROSE, counted: RoofCounter) -> None:
         super().__init__(model)
-        self.clock = _OperationClock(counted)
+        self.clock = _WorkClock(counted)
+        self._told = self.clock.mark()
+
+    def work(self) -> dict[str, Work]:
+        """Of each part, and of everything else, since the last call."""
+        parts = self.seconds()
+        others = self._since_told() - sum(parts.values())
+        return {name: Work(*totals) for name, totals in parts.items()} | {
+            "everything else": Work(*others)
+        }
+
+    def rest(self, name: str) -> dict[str, Work]:
+        """All since the last call, as one part."""
+        return {name: Work(*self._since_told())}
+
+    def _since_told(self) -> np.ndarray:
+        before, self._told = self._told, self.clock.mark()
+        return self._told - before
 
 
-class _OperationClock:
-    def __init__(self, counted: StepFlops) -> None:
+class _WorkClock(Clock):
+    def __init__(self, counted: RoofCounter) -> None:
         self._counted = counted
 
-    def mark(self) -> int:
-        return self._counted.forward
+    def mark(self) -> np.ndarray:
+        return self._counted.totals.copy()
 
-    def seconds(self, start: int, end: int) -> int:
+    def seconds(self, start: np.ndarray, end: np.ndarray) -> Any:
         return end - start
 
 

@@ -7,6 +7,8 @@ from scripts import load_script
 from rose_d2.data.datasets.registration import unregister
 from rose_d2.profiling.comparison import Comparison
 from rose_d2.profiling.pipeline import COCO_LIKE
+from rose_d2.profiling.pretended_gpu import PretendedCost
+from rose_d2.profiling.roofline import Work
 from rose_d2.profiling.steps import StepCost
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "benchmark.py"
@@ -96,6 +98,23 @@ def test_rose_is_compared_with_others(benchmark, monkeypatch, tmp_path, capsys):
     assert asked[3] == (predictor.model, 100, 3)
     shown = capsys.readouterr().out
     assert shown.count("2.0 times as long") == 4 and "number 4" in shown
+
+
+def test_roofs_are_printed_for_each_load(benchmark, monkeypatch, capsys):
+    def cost(cfg, batch_size):
+        measured.append((cfg.TEST.TOP_K, batch_size))
+        return PretendedCost({"SAM encoder": Work(1e12, 1e9, 0.5, 0.5, 9)}, 0)
+
+    measured = []
+    monkeypatch.setattr(benchmark, "inference", cost)
+    monkeypatch.setattr(benchmark, "training_step", cost)
+    words = ["roof", "--config-file", "configs/rose_tiny.yaml", "--batch-size", "1", "4"]
+    assert benchmark.main([*words, "--num-objects", "5", "--micro-batch", "3"]) == 0
+    assert measured == [(5, 1), (5, 4), (5, 3)]
+    shown = capsys.readouterr().out
+    assert "inference: 4 images, 5 objects in each kept and named, on an H200" in shown
+    assert "at most 8.0 images a second" in shown
+    assert "a training step: 3 images of 10 objects" in shown
 
 
 def test_an_unknown_key_is_one_sentence(benchmark, capsys):
