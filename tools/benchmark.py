@@ -11,6 +11,7 @@ r"""Measure speed and memory.
     python tools/benchmark.py infer --dataset clipart_panoptic_val --num 40 \
         --opts MODEL.WEIGHTS checkpoints/rose_tiny                         # as it is used
     python tools/benchmark.py compare --image photo.jpg --opts MODEL.WEIGHTS checkpoints/rose_tiny
+    python tools/benchmark.py compare --dataset clipart_instance_val --dataset clipart_panoptic_val
     python tools/benchmark.py roof --config-file configs/rose_7b.yaml      # without a GPU
 
 `data` reports how many images a second one process prepares, at the image size of
@@ -21,7 +22,7 @@ size with random weights and run it on made-up images, so they need no checkpoin
 they report the time of each part, images a second, the peak memory and the FLOP/s achieved.
 `compare` lets ROSE and others take turns: a stack of names and <SEG> tokens (paper, Table 3) with
 the same number of objects, segment-anything's mask generator and transformers' `generate` with the
-same weights. `roof` runs a model of
+same weights; with datasets, detectron2's evaluators and its mapper instead. `roof` runs a model of
 any size on tensors without values and reports, by part, the operations, the bytes moved and the
 least time in which an H200 could do them.
 """
@@ -36,6 +37,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 import rose_d2  # noqa: F401  (registers the model and the datasets)
 from rose_d2.checkpoint.checkpointer import RoseCheckpointer
@@ -48,6 +50,8 @@ from rose_d2.engine.trainer import RoseTrainer
 from rose_d2.evaluation.build import build_evaluator
 from rose_d2.predictor.predictor import RosePredictor
 from rose_d2.profiling.comparison import (
+    compare_evaluators,
+    compare_mappers,
     compare_with_generate,
     compare_with_sam,
     compare_with_stack,
@@ -68,6 +72,9 @@ from rose_d2.profiling.steps import (
     measure_training,
     report_step,
 )
+
+# Training samples that one run of two mappers makes each.
+_MAPPED_IMAGES = 100
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -149,6 +156,13 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help=f"images of {FEW_OBJECTS} objects in a training step (default: %(default)s)",
     )
     add_config_arguments(roof, default="configs/rose_7b.yaml")
+    compare.add_argument(
+        "--dataset",
+        action="append",
+        default=[],
+        help="compare with detectron2 instead, on the images of this registered dataset: its "
+        "evaluator, and for instances its mapper; repeat for several",
+    )
     for command in (train, infer, compare):
         command.add_argument(
             "--num", type=int, default=5, help="steps or pairs to measure (default: %(default)s)"
@@ -247,6 +261,13 @@ def report_answers(cfg: CfgNode, dataset: str, batch_size: int, num: int) -> Non
 
 def report_comparisons(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Print ROSE beside what does the same."""
+    check_test_datasets(args.dataset)
+    for dataset in args.dataset:
+        print(compare_evaluators(dataset, args.num).report(), flush=True)
+        if MetadataCatalog.get(dataset).evaluator_type == "coco":
+            print(compare_mappers(cfg, dataset, args.num, _MAPPED_IMAGES).report(), flush=True)
+    if args.dataset:
+        return
     for num_objects in args.num_objects:
         print(compare_with_stack(cfg, num_objects, args.num).report())
     if args.image:

@@ -1,21 +1,42 @@
-"""ROSE side by side with what else draws masks or writes names, on the same weights and inputs."""
+"""ROSE side by side with what else does the same, on the same weights, inputs or answers."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetMapper, MetadataCatalog
+from detectron2.evaluation import (
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    SemSegEvaluator,
+)
 from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Instances
+from PIL import Image
 from segment_anything import SamAutomaticMaskGenerator
 from segment_anything.modeling import Sam
 from torch import Tensor
 
+from rose_d2.data.build import TaskDicts, load_dataset_dicts, load_training_dicts
+from rose_d2.data.dataset_mapper import RoseDatasetMapper
+from rose_d2.data.mixture import DatasetView
+from rose_d2.evaluation.ground_truth import DatasetGroundTruth
+from rose_d2.evaluation.instance import RoseCOCOEvaluator
 from rose_d2.evaluation.object_counts import counted_passes
+from rose_d2.evaluation.panoptic import RosePanopticEvaluator
+from rose_d2.evaluation.semantic import RoseSemSegEvaluator
 from rose_d2.modeling.backbone.lmm import LMMBackbone
 from rose_d2.modeling.category_decoder import CategoryDecoder, Writing
 from rose_d2.modeling.frameworks import StackWriter
@@ -175,6 +196,207 @@ def compare_with_generate(model: ROSE, num_names: int, num_pairs: int) -> Compar
             lambda: generate_names(decoder, embeddings),
             num_pairs,
         ),
+    )
+
+
+def compare_evaluators(dataset_name: str, num_pairs: int) -> Comparison:
+    """AP of masks, PQ or mIoU of a whole dataset: our evaluator, and detectron2's.
+
+    detectron2's use pycocotools and panopticapi. The answers are what is annotated, moved by some
+    pixels, with some wrong classes; making them is not measured.
+
+    Args:
+        dataset_name: registered dataset of instances, panoptic or semantic segments.
+        num_pairs: measured runs of both, which take turns image by image.
+
+    Raises:
+        ValueError: the dataset is of another kind, or the two numbers differ.
+    """
+    kind = MetadataCatalog.get(dataset_name).evaluator_type
+    if kind not in _NUMBERS:
+        raise ValueError(
+            f"{dataset_name} has the evaluator type {kind}; numbers can be compared for datasets "
+            f"of {', '.join(_NUMBERS)}."
+        )
+    group, key = _NUMBERS[kind]
+    records = load_dataset_dicts(dataset_name, filter_empty=False)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    with contextlib.redirect_stdout(io.StringIO()):
+        sides = _evaluators(kind, dataset_name)
+        for _ in range(num_pairs):
+            ours, theirs = _score(sides, records, MadeUpAnswers(dataset_name, kind), seconds)
+            if not math.isclose(ours[group][key], theirs[group][key], abs_tol=1e-9):
+                raise ValueError(
+                    f"{key} of {dataset_name} is {ours[group][key]} here and "
+                    f"{theirs[group][key]} by detectron2."
+                )
+    return Comparison(
+        f"{key} of {len(records)} images of {dataset_name}, {ours[group][key]:.2f} by both",
+        type(sides[0]).__name__,
+        f"{type(sides[1]).__name__} of detectron2",
+        *seconds,
+    )
+
+
+# What is compared, by evaluator type: where the results of both evaluators have it.
+_NUMBERS = {"coco": ("segm", "AP"), "coco_panoptic_seg": ("panoptic_seg", "PQ")}
+_NUMBERS |= {"sem_seg": ("sem_seg", "mIoU")}
+
+
+def _evaluators(kind: str, dataset_name: str) -> tuple[DatasetEvaluator, DatasetEvaluator]:
+    """Ours and detectron2's, which scores with the Python of pycocotools and panopticapi."""
+    if kind == "coco":
+        options = {"tasks": ("segm",), "distributed": False}
+        return (
+            RoseCOCOEvaluator(dataset_name, **options, rank_by_name=False),
+            COCOEvaluator(dataset_name, **options, use_fast_impl=False),
+        )
+    if kind == "sem_seg":
+        return (
+            RoseSemSegEvaluator(dataset_name, distributed=False),
+            SemSegEvaluator(dataset_name, False, sem_seg_loading_fn=_read_labels),
+        )
+    return RosePanopticEvaluator(dataset_name), COCOPanopticEvaluator(dataset_name)
+
+
+def _read_labels(file_name: str, dtype: Any) -> np.ndarray:
+    """detectron2's own reader asks NumPy 2 for what it refuses."""
+    with Image.open(file_name) as image:
+        return np.array(image, dtype=dtype)
+
+
+def _score(
+    sides: Sequence[DatasetEvaluator],
+    records: Sequence[dict],
+    answers: MadeUpAnswers,
+    seconds: tuple[list[float], list[float]],
+) -> list[dict]:
+    """Results of all sides; what they took is appended to `seconds`."""
+    spent = [0.0, 0.0]
+    for side in sides:
+        side.reset()
+    for record in records:
+        output = answers(record)
+        for number, side in enumerate(sides):
+            spent[number] += _seconds(partial(side.process, [record], [output]))
+    results: list[dict] = []
+    for number, side in enumerate(sides):
+        start = time.perf_counter()
+        results.append(side.evaluate())
+        seconds[number].append(spent[number] + time.perf_counter() - start)
+    return results
+
+
+class MadeUpAnswers:
+    """Answers to any image of a dataset, the same ones for the same images in the same order."""
+
+    def __init__(self, dataset_name: str, kind: str) -> None:
+        """
+        Args:
+            dataset_name: a registered dataset.
+            kind: its evaluator type, one of `compare_evaluators`.
+        """
+        self._metadata = MetadataCatalog.get(dataset_name)
+        self._truth = DatasetGroundTruth(dataset_name)
+        self._make = {
+            "coco": self._instances,
+            "coco_panoptic_seg": self._panoptic,
+            "sem_seg": self._semantic,
+        }[kind]
+        self._rng = np.random.default_rng(0)
+
+    def __call__(self, record: dict) -> dict[str, Any]:
+        """A model's output for a dataset dict, at the image's size."""
+        return self._make(record)
+
+    def _instances(self, record: dict) -> dict[str, Any]:
+        """Every object twice, well drawn and badly."""
+        truth = self._truth.objects(record)
+        masks = torch.cat([_moved(truth.masks, 2), _moved(truth.masks, 9)])
+        instances = Instances(masks.shape[1:], pred_masks=masks)
+        instances.pred_boxes = BitMasks(masks).get_bounding_boxes()
+        instances.scores = torch.from_numpy(self._rng.random(len(masks), dtype=np.float32))
+        classes = [self._perhaps(c, self._metadata.thing_classes) for c in 2 * truth.classes]
+        instances.pred_classes = torch.tensor(classes, dtype=torch.long)
+        return {"instances": instances}
+
+    def _panoptic(self, record: dict) -> dict[str, Any]:
+        truth = self._truth.objects(record)
+        ids = torch.zeros(truth.masks.shape[1:], dtype=torch.int32)
+        for number, mask in enumerate(_moved(truth.masks, 2), start=1):
+            ids[mask] = number
+        segments = []
+        for number, (class_id, is_stuff) in enumerate(
+            zip(truth.classes, truth.is_stuff, strict=True), start=1
+        ):
+            things = [] if is_stuff else self._metadata.thing_classes
+            if (ids == number).any():
+                category_id = self._perhaps(class_id, things)
+                segments.append({"id": number, "isthing": not is_stuff, "category_id": category_id})
+        return {"panoptic_seg": (ids, segments)}
+
+    def _semantic(self, record: dict) -> dict[str, Any]:
+        """Scores, of which both evaluators have to find the best."""
+        labels = _moved(self._truth.labels(record)[None], 2)[0].clamp(min=0)
+        names = self._metadata.stuff_classes
+        for label in labels.unique().tolist():
+            labels[labels == label] = self._perhaps(label, names)
+        scores = torch.zeros(len(names), *labels.shape)
+        return {"sem_seg": scores.scatter_(0, labels[None], 1.0)}
+
+    def _perhaps(self, class_id: int, names: Sequence[str]) -> int:
+        """Now and then another class."""
+        is_wrong = bool(names) and self._rng.random() < _SHARE_OF_WRONG_CLASSES
+        return int(self._rng.integers(len(names))) if is_wrong else class_id
+
+
+_SHARE_OF_WRONG_CLASSES = 0.1
+
+
+def _moved(planes: Tensor, pixels: int) -> Tensor:
+    """Planes (N, H, W), down and to the right, around the border."""
+    return planes.roll((pixels, pixels), (1, 2))
+
+
+def compare_mappers(cfg: CfgNode, spec: str, num_pairs: int, num_images: int) -> Comparison:
+    """Training samples of a dataset: ours, and those of detectron2's `DatasetMapper`.
+
+    Both read and mirror the image and decode its masks. Ours makes the two views, with masks in
+    the language model's, patches and an instruction; detectron2's makes one view of the size of
+    SAM's, with masks in it.
+
+    Args:
+        cfg: the full config.
+        spec: a registered dataset of instances, or name@task.
+        num_pairs: measured runs of both.
+        num_images: of a run.
+    """
+    view = DatasetView.parse(spec)
+    dicts = TaskDicts(load_training_dicts(cfg, view.dataset_name), view.task)
+    samples = [dicts[number % len(dicts)] for number in range(num_images)]
+    ours = RoseDatasetMapper(cfg, is_train=True)
+    stock = cfg.clone()
+    stock.defrost()
+    longest = cfg.MODEL.MASK_HEAD.IMAGE_SIZE
+    stock.INPUT.MIN_SIZE_TRAIN, stock.INPUT.MAX_SIZE_TRAIN = (longest,), longest
+    stock.MODEL.MASK_ON, stock.INPUT.MASK_FORMAT = True, "bitmask"
+    theirs = DatasetMapper(stock, is_train=True)
+    rng = np.random.default_rng(0)
+
+    def prepare() -> None:
+        for sample in samples:
+            ours(sample, rng)
+
+    def prepare_theirs() -> None:
+        for sample in samples:
+            theirs(sample)
+
+    ours(samples[0], rng), theirs(samples[0])
+    return Comparison(
+        f"{num_images} training samples of {spec}",
+        "RoseDatasetMapper, views for both backbones",
+        "DatasetMapper of detectron2, one view",
+        *_alternate(prepare, prepare_theirs, num_pairs),
     )
 
 

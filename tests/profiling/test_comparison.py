@@ -5,11 +5,18 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from detectron2.data import DatasetMapper
 from segment_anything import SamPredictor
 
+from rose_d2.data.build import load_dataset_dicts
+from rose_d2.evaluation.ground_truth import load_objects
+from rose_d2.evaluation.semantic import RoseSemSegEvaluator
 from rose_d2.profiling.comparison import (
     Comparison,
+    MadeUpAnswers,
     as_sam,
+    compare_evaluators,
+    compare_mappers,
     compare_with_generate,
     compare_with_stack,
     generate_names,
@@ -49,3 +56,55 @@ def test_the_mask_heads_parts_are_segment_anythings_model(tiny_model):
     predictor.set_image(np.zeros((48, 64, 3), np.uint8))
     masks, _, _ = predictor.predict(np.array([[30, 20]]), np.array([1]))
     assert masks.shape == (3, 48, 64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"), [("coco", "AP"), ("coco_panoptic_seg", "PQ"), ("sem_seg", "mIoU")]
+)
+def test_evaluators_give_the_numbers_of_detectron2s(scenes, kind, key):
+    compared = compare_evaluators(scenes.names[kind], 2)
+    value = float(compared.title.split(", ")[1].removesuffix(" by both"))
+    assert compared.title.startswith(f"{key} of 2 images") and 0 < value < 100
+    assert len(compared.our_seconds) == len(compared.their_seconds) == 2
+    assert min(compared.our_seconds + compared.their_seconds) > 0
+
+
+def test_numbers_that_differ_are_no_comparison(scenes, monkeypatch):
+    evaluate = RoseSemSegEvaluator.evaluate
+
+    def wrong(self):
+        results = evaluate(self)
+        results["sem_seg"]["mIoU"] += 1e-3
+        return results
+
+    monkeypatch.setattr(RoseSemSegEvaluator, "evaluate", wrong)
+    with pytest.raises(ValueError, match="^mIoU of .* by detectron2"):
+        compare_evaluators(scenes.names["sem_seg"], 1)
+    with pytest.raises(ValueError, match="evaluator type refcoco"):
+        compare_evaluators(scenes.names["refcoco"], 1)
+
+
+def test_made_up_answers_are_the_same_again(scenes):
+    (record, *_) = load_dataset_dicts(scenes.names["coco"], filter_empty=False)
+    first, again = (MadeUpAnswers(scenes.names["coco"], "coco")(record) for _ in range(2))
+    truth = load_objects(record)
+    assert len(first["instances"]) == 2 * len(truth)
+    assert torch.equal(first["instances"].scores, again["instances"].scores)
+    moved = first["instances"].pred_masks[: len(truth)]
+    assert torch.equal(moved, truth.masks.roll((2, 2), (1, 2)))
+
+
+def test_mappers_make_samples_of_the_same_dicts(scenes, tiny_cfg, monkeypatch):
+    made = []
+    theirs = DatasetMapper.__call__
+
+    def recorded(self, dataset_dict):
+        made.append(theirs(self, dataset_dict))
+        return made[-1]
+
+    monkeypatch.setattr(DatasetMapper, "__call__", recorded)
+    compared = compare_mappers(tiny_cfg, scenes.names["coco"], 2, 3)
+    assert len(made) == 1 + 2 * 3 and len(compared.our_seconds) == 2
+    longest = tiny_cfg.MODEL.MASK_HEAD.IMAGE_SIZE
+    assert {max(sample["image"].shape[1:]) for sample in made} == {longest}
+    assert all(sample["instances"].gt_masks.tensor.any() for sample in made)

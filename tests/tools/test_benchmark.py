@@ -100,6 +100,25 @@ def test_rose_is_compared_with_others(benchmark, monkeypatch, tmp_path, capsys):
     assert shown.count("2.0 times as long") == 4 and "number 4" in shown
 
 
+def test_datasets_are_compared_with_detectron2(benchmark, monkeypatch, capsys):
+    def compare(*given):
+        asked.append(given[-3:] if len(given) == 4 else given)
+        return Comparison(f"number {len(asked)}", "ours", "theirs", [1.0], [2.0])
+
+    asked = []
+    for name in ("compare_evaluators", "compare_mappers"):
+        monkeypatch.setattr(benchmark, name, compare)
+    monkeypatch.setattr(benchmark, "check_test_datasets", lambda names: None)
+    words = ["compare", "--num", "3"]
+    for dataset in ("clipart_instance_val", "clipart_sem_seg_val"):
+        words += ["--dataset", dataset]
+    assert benchmark.main(words) == 0
+    instances, mapped, semantic = asked
+    assert instances == ("clipart_instance_val", 3) and semantic == ("clipart_sem_seg_val", 3)
+    assert mapped == ("clipart_instance_val", 3, 100)
+    assert capsys.readouterr().out.count("2.0 times as long") == 3
+
+
 def test_roofs_are_printed_for_each_load(benchmark, monkeypatch, capsys):
     def cost(cfg, batch_size):
         measured.append((cfg.TEST.TOP_K, batch_size))
