@@ -13,6 +13,7 @@ r"""Measure speed and memory.
     python tools/benchmark.py compare --image photo.jpg --opts MODEL.WEIGHTS checkpoints/rose_tiny
     python tools/benchmark.py compare --dataset clipart_instance_val --dataset clipart_panoptic_val
     python tools/benchmark.py roof --config-file configs/rose_7b.yaml      # without a GPU
+    python tools/benchmark.py sweep --output speed.png          # objects, pixels, batch: a picture
 
 `data` reports how many images a second one process prepares, at the image size of
 configs/rose_7b.yaml (672 for the language model, 1024 for SAM) or of another config, and where the
@@ -22,7 +23,8 @@ size with random weights and run it on made-up images, so they need no checkpoin
 they report the time of each part, images a second, the peak memory and the FLOP/s achieved.
 `compare` lets ROSE and others take turns: a stack of names and <SEG> tokens (paper, Table 3) with
 the same number of objects, segment-anything's mask generator and transformers' `generate` with the
-same weights; with datasets, detectron2's evaluators and its mapper instead. `roof` runs a model of
+same weights; with datasets, detectron2's evaluators and its mapper instead. `sweep` is `infer`
+with 1 to 100 objects, 0.3 to 48 megapixels and 1 to 8 images a batch. `roof` runs a model of
 any size on tensors without values and reports, by part, the operations, the bytes moved and the
 least time in which an H200 could do them.
 """
@@ -72,6 +74,8 @@ from rose_d2.profiling.steps import (
     measure_training,
     report_step,
 )
+from rose_d2.profiling.sweep import sweep
+from rose_d2.reports.line_plot import Panel, save_panels
 
 # Training samples that one run of two mappers makes each.
 _MAPPED_IMAGES = 100
@@ -163,11 +167,15 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="compare with detectron2 instead, on the images of this registered dataset: its "
         "evaluator, and for instances its mapper; repeat for several",
     )
-    for command in (train, infer, compare):
+    sweeping = commands.add_parser("sweep", help="draw how time and memory of inference grow")
+    sweeping.add_argument(
+        "--output", type=Path, default=Path("speed.png"), help="picture (default: %(default)s)"
+    )
+    for command in (train, infer, compare, sweeping):
         command.add_argument(
             "--num", type=int, default=5, help="steps or pairs to measure (default: %(default)s)"
         )
-    for command in (evaluation, train, infer, compare):
+    for command in (evaluation, train, infer, compare, sweeping):
         add_config_arguments(command, default="configs/rose_tiny.yaml")
     return parser.parse_args(arguments)
 
@@ -289,6 +297,23 @@ def report_roofs(cfg: CfgNode, args: argparse.Namespace) -> None:
     print(report_work(title, training_step(cfg, args.micro_batch).parts, args.micro_batch))
 
 
+def draw_sweep(cfg: CfgNode, num: int, path: Path) -> None:
+    """Draw time and memory against objects, pixels and images of a batch, and print them."""
+    points = sweep(cfg, num)
+    drawn = {
+        "seconds an image": lambda cost: cost.seconds / cost.num_images,
+        "GB at the fullest moment": lambda cost: cost.peak_memory / 1e9,
+    }
+    panels = []
+    for title, value in drawn.items():
+        for axis, costs in points.items():
+            line = [(place, value(cost)) for place, cost in costs]
+            panels.append(Panel(title, axis, {"": line}, logarithmic=True))
+            print(f"{title}, {axis}: " + ", ".join(f"{x:g}: {y:.3g}" for x, y in line))
+    save_panels(panels, path)
+    print(f"The plot is {path}.")
+
+
 def benchmark(args: argparse.Namespace) -> None:
     """Measure what the command asks for and print it."""
     cfg = make_config(args)
@@ -308,6 +333,8 @@ def benchmark(args: argparse.Namespace) -> None:
         report_comparisons(cfg, args)
     elif args.command == "roof":
         report_roofs(cfg, args)
+    elif args.command == "sweep":
+        draw_sweep(cfg, args.num, args.output)
     else:
         report = report_memory if args.memory else report_speed
         with tempfile.TemporaryDirectory() as folder:

@@ -136,6 +136,24 @@ def test_roofs_are_printed_for_each_load(benchmark, monkeypatch, capsys):
     assert "a training step: 3 images of 10 objects" in shown
 
 
+def test_growth_is_drawn_and_printed(benchmark, monkeypatch, tmp_path, capsys):
+    def measured(cfg, num):
+        return {
+            "objects": [(1, StepCost(num, 1, {}, 10**9, 0)), (10, StepCost(6, 1, {}, 10**9, 0))],
+            "images in a batch": [(8, StepCost(4, 8, {}, 2 * 10**9, 0))],
+        }
+
+    monkeypatch.setattr(benchmark, "sweep", measured)
+    path = tmp_path / "plots" / "speed.png"
+    path.parent.mkdir()
+    assert benchmark.main(["sweep", "--num", "3", "--output", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "seconds an image, objects: 1: 3, 10: 6" in shown
+    assert "seconds an image, images in a batch: 8: 0.5" in shown
+    assert "GB at the fullest moment, images in a batch: 8: 2" in shown
+    assert path.stat().st_size > 0
+
+
 def test_an_unknown_key_is_one_sentence(benchmark, capsys):
     assert benchmark.main(["train", "--opts", "SOLVER.NOTHING", "1"]) == 1
     assert "KEY VALUE pairs" in capsys.readouterr().err
