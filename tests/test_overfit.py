@@ -12,7 +12,7 @@ from rose_d2.evaluation.matched_targets import evaluate_matched_targets
 from rose_d2.synthetic.clipart import BenchmarkSettings, write_benchmark
 
 NUM_SCENES = 3
-STEPS = 180
+STEPS = 260
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ def test_rows_of_a_table_differ_in_what_it_is_about_alone():
         for path in (ABLATIONS / "small").glob("table[34]*.yaml")
     }
     assert small["table3_patch"] == small["table4_without"]
-    assert {cfg.SOLVER.MAX_ITER for cfg in small.values()} == {4000}
+    assert len({cfg.SOLVER.MAX_ITER for cfg in small.values()}) == 1
     assert {tuple(cfg.DATASETS.TRAIN) for cfg in small.values()} == {
         ("clipart_instance_train", "clipart_sem_seg_train")
     }
