@@ -85,88 +85,20 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line; `arguments` replaces sys.argv[1:]."""
     parser = make_parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    data = commands.add_parser("data", help="images a second of the data pipeline")
-    add_config_arguments(data, default="configs/rose_7b.yaml")
-    data.add_argument(
-        "--dataset",
-        action="append",
-        help="registered name, or name@task; repeat for several (default: pictures of 640 x 480 "
-        "with ten polygons each, drawn for the purpose)",
-    )
-    data.add_argument(
-        "--num", type=int, default=200, help="samples per dataset (default: %(default)s)"
-    )
-    data.add_argument(
-        "--memory",
-        action="store_true",
-        help="instead of the speed, report the memory a loader worker has for itself",
-    )
-    evaluation = commands.add_parser("eval", help="time and memory of the evaluators")
-    evaluation.add_argument("--dataset", action="append", required=True, help="repeat for several")
-    evaluation.add_argument(
-        "--num", type=int, default=100, help="images per dataset (default: %(default)s)"
-    )
+    _add_data(commands.add_parser("data", help="images a second of the data pipeline"))
+    _add_evaluation(commands.add_parser("eval", help="time and memory of the evaluators"))
     train = commands.add_parser("train", help="time, memory and FLOP/s of training steps")
-    train.add_argument(
-        "--num-objects",
-        type=int,
-        nargs="+",
-        default=[FEW_OBJECTS],
-        metavar="N",
-        help="objects in each image, one measurement each (default: %(default)s)",
-    )
+    _add_integers(train, "--num-objects", [FEW_OBJECTS], "objects in each image, one by one")
     infer = commands.add_parser("infer", help="time, memory and FLOP/s of inference")
-    infer.add_argument(
-        "--batch-size", type=int, nargs="+", default=[1], help="images at once (default: 1)"
-    )
+    _add_integers(infer, "--batch-size", [1], "images at once")
     infer.add_argument(
         "--dataset",
         help="measure MODEL.WEIGHTS on the images of this registered dataset, in place of random "
         "weights, with which all of the top K are kept and named: the most there can be",
     )
     compare = commands.add_parser("compare", help="ROSE side by side with others")
-    compare.add_argument(
-        "--num-objects",
-        type=int,
-        nargs="+",
-        default=[1, 10, 30, 100],
-        metavar="N",
-        help="objects of the answers by patches and as a stack (default: 1 10 30 100)",
-    )
-    compare.add_argument(
-        "--image", help="what ROSE and SamAutomaticMaskGenerator segment (default: noise)"
-    )
-    roof = commands.add_parser("roof", help="least time by part on an H200; needs none")
-    roof.add_argument(
-        "--batch-size",
-        type=int,
-        nargs="+",
-        default=[1, 8],
-        metavar="B",
-        help="images at once, of inference (default: 1 8)",
-    )
-    roof.add_argument(
-        "--num-objects",
-        type=int,
-        nargs="+",
-        default=[10, 100],
-        metavar="N",
-        help="candidates of an image, all kept and named, of inference (default: 10 100)",
-    )
-    roof.add_argument(
-        "--micro-batch",
-        type=int,
-        default=2,
-        help=f"images of {FEW_OBJECTS} objects in a training step (default: %(default)s)",
-    )
-    add_config_arguments(roof, default="configs/rose_7b.yaml")
-    compare.add_argument(
-        "--dataset",
-        action="append",
-        default=[],
-        help="compare with detectron2 instead, on the images of this registered dataset: its "
-        "evaluator, and for instances its mapper; repeat for several",
-    )
+    _add_comparison(compare)
+    _add_roof(commands.add_parser("roof", help="least time by part on an H200; needs none"))
     sweeping = commands.add_parser("sweep", help="draw how time and memory of inference grow")
     sweeping.add_argument(
         "--output", type=Path, default=Path("speed.png"), help="picture (default: %(default)s)"
@@ -175,9 +107,76 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         command.add_argument(
             "--num", type=int, default=5, help="steps or pairs to measure (default: %(default)s)"
         )
-    for command in (evaluation, train, infer, compare, sweeping):
         add_config_arguments(command, default="configs/rose_tiny.yaml")
     return parser.parse_args(arguments)
+
+
+def _add_integers(
+    command: argparse.ArgumentParser, name: str, default: list[int], meaning: str
+) -> None:
+    shown = " ".join(map(str, default))
+    command.add_argument(
+        name,
+        type=int,
+        nargs="+",
+        default=default,
+        metavar="N",
+        help=f"{meaning} (default: {shown})",
+    )
+
+
+def _add_data(command: argparse.ArgumentParser) -> None:
+    add_config_arguments(command, default="configs/rose_7b.yaml")
+    command.add_argument(
+        "--dataset",
+        action="append",
+        help="registered name, or name@task; repeat for several (default: pictures of 640 x 480 "
+        "with ten polygons each, drawn for the purpose)",
+    )
+    command.add_argument(
+        "--num", type=int, default=200, help="samples per dataset (default: %(default)s)"
+    )
+    command.add_argument(
+        "--memory",
+        action="store_true",
+        help="instead of the speed, report the memory a loader worker has for itself",
+    )
+
+
+def _add_evaluation(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dataset", action="append", required=True, help="repeat for several")
+    command.add_argument(
+        "--num", type=int, default=100, help="images per dataset (default: %(default)s)"
+    )
+    add_config_arguments(command, default="configs/rose_tiny.yaml")
+
+
+def _add_comparison(command: argparse.ArgumentParser) -> None:
+    meaning = "objects of the answers by patches and as a stack"
+    _add_integers(command, "--num-objects", [1, 10, 30, 100], meaning)
+    command.add_argument(
+        "--image", help="what ROSE and SamAutomaticMaskGenerator segment (default: noise)"
+    )
+    command.add_argument(
+        "--dataset",
+        action="append",
+        default=[],
+        help="compare with detectron2 instead, on the images of this registered dataset: its "
+        "evaluator, and for instances its mapper; repeat for several",
+    )
+
+
+def _add_roof(command: argparse.ArgumentParser) -> None:
+    _add_integers(command, "--batch-size", [1, 8], "images at once, of inference")
+    meaning = "candidates of an image, all kept and named, of inference"
+    _add_integers(command, "--num-objects", [10, 100], meaning)
+    command.add_argument(
+        "--micro-batch",
+        type=int,
+        default=2,
+        help=f"images of {FEW_OBJECTS} objects in a training step (default: %(default)s)",
+    )
+    add_config_arguments(command, default="configs/rose_7b.yaml")
 
 
 def make_config(args: argparse.Namespace) -> CfgNode:
