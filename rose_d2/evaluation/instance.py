@@ -131,7 +131,9 @@ class RoseCOCOEvaluator(COCOEvaluator):
         """Mapped predictions in COCO's result format, with rule and whether the headline counts."""
         has_rules = instances.has("mapping_rules")
         classes = instances.mapped_classes if has_rules else instances.pred_classes
-        instances = instances[(classes >= 0) | (instances.pred_classes >= 0)]
+        has_class = (classes >= 0) | (instances.pred_classes >= 0)
+        if not has_class.all():  # a copy of all masks
+            instances = instances[has_class]
         scores = instances.scores
         if self._rank_by_name and instances.has("name_scores"):
             scores = scores * instances.name_scores

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import itertools
 import json
 import logging
-import multiprocessing
 import os
-import tempfile
-from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -36,24 +32,32 @@ logger = logging.getLogger(__name__)
 
 _GROUPS = (("All", "", None), ("Things", "_th", True), ("Stuff", "_st", False))
 VOID = 0
+# Above the ids that three bytes of colour can spell.
 _ID_OFFSET = 1 << 24
-# A fixed number, so that sums do not depend on the number of cores.
-_IMAGES_PER_TASK = 64
-Pair = tuple[dict[str, Any], dict[str, Any]]
+# Pixels by annotated and predicted segment.
+Overlaps = dict[tuple[int, int], int]
+# How much of a true positive a predicted category is on an annotated one, in [0, 1].
+Credit = Callable[[int, int], float]
 
 
-class _Drawing(NamedTuple):
-    """One panoptic answer in the official format."""
+def same_category(predicted_id: int, annotated_id: int) -> float:
+    """Panoptic quality's own credit: 1 for the right category."""
+    return float(predicted_id == annotated_id)
 
-    png: bytes
+
+class _Answer(NamedTuple):
+    """One panoptic answer: its segments, and where they lie on what is annotated."""
+
     segments_info: list[dict[str, Any]]
+    overlaps: Overlaps
 
 
 class RosePanopticEvaluator(COCOPanopticEvaluator):
     """Panoptic quality; segments whose name fits no class become void.
 
-    A PNG is kept per image and distinct level of the vocabulary. A level that gives the same
-    answers as an earlier one on all images is not counted again.
+    What is kept of an image is how many pixels its segments share, for every distinct level of the
+    vocabulary. A level that gives the same answers as an earlier one on all images is not counted
+    again.
     """
 
     def __init__(
@@ -94,24 +98,33 @@ class RosePanopticEvaluator(COCOPanopticEvaluator):
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """
         Args:
-            inputs: with "file_name" and "image_id".
+            inputs: with "file_name" and "image_id"; images that are not annotated do not count.
             outputs: with "panoptic_seg", an id map and its segments_info, and, optionally, the
                 same for every level in "levels".
+
+        Raises:
+            ValueError: an id map has another size than its annotated PNG.
         """
         for sample, output in zip(inputs, outputs, strict=True):
-            answers = {
+            record = self._records.get(sample["image_id"])
+            if record is None:
+                continue
+            with Image.open(record["pan_seg_file_name"]) as image:
+                annotated_ids = colours_to_ids(np.asarray(image))
+            levels = {
                 level: answer["panoptic_seg"] for level, answer in output.get("levels", {}).items()
             }
-            headline = answers.get(self._headline_level) or output["panoptic_seg"]
-            distinct = {id(ids): (ids, info) for ids, info in (headline, *answers.values())}
+            headline = levels.get(self._headline_level) or output["panoptic_seg"]
+            distinct = {id(ids): (ids, info) for ids, info in (headline, *levels.values())}
+            answers = [self._answer(annotated_ids, *answer) for answer in distinct.values()]
             position = {key: index for index, key in enumerate(distinct)}
             stem = os.path.splitext(os.path.basename(sample["file_name"]))[0]
             self._predictions.append(
                 {
                     "image_id": sample["image_id"],
                     "file_name": f"{stem}.png",
-                    "drawings": [self._draw(*answer) for answer in distinct.values()],
-                    "levels": {level: position[id(ids)] for level, (ids, _) in answers.items()},
+                    "answers": answers,
+                    "levels": {level: position[id(ids)] for level, (ids, _) in levels.items()},
                     "headline": position[id(headline[0])],
                 }
             )
@@ -127,8 +140,7 @@ class RosePanopticEvaluator(COCOPanopticEvaluator):
         if not comm.is_main_process():
             return None
         predictions = {p["image_id"]: p for p in itertools.chain(*gathered)}
-        annotations = self._load_annotations()
-        image_ids = [annotation["image_id"] for annotation in annotations]
+        image_ids = [image_id for image_id in self._records if image_id not in self._unusable]
         missing = [image_id for image_id in image_ids if image_id not in predictions]
         if missing:
             raise ValueError(
@@ -137,51 +149,43 @@ class RosePanopticEvaluator(COCOPanopticEvaluator):
             )
         ordered = [predictions[image_id] for image_id in image_ids]
         headline = [prediction["headline"] for prediction in ordered]
-        counter = _Counter(self._categories(), annotations, self._metadata.panoptic_root, ordered)
+        annotations = [
+            [self._convert_category_id(dict(s)) for s in self._records[image_id]["segments_info"]]
+            for image_id in image_ids
+        ]
+        qualities = _Qualities(self._categories(), annotations, ordered)
         self._write_headline(ordered)
-        results = OrderedDict(panoptic_seg=self._headline_results(counter, headline))
+        results = OrderedDict(panoptic_seg=self._headline_results(qualities, headline))
         if levels := list(ordered[0]["levels"]) if ordered else []:
             results["panoptic_seg_levels"] = {
-                level: counter.quality([p["levels"][level] for p in ordered])["pq"]
+                level: qualities.quality([p["levels"][level] for p in ordered])["pq"]
                 for level in levels
             }
         if self._similarity is not None:
-            results["open_panoptic_seg"] = self._open_results(counter, headline)
+            results["open_panoptic_seg"] = self._open_results(qualities, headline)
         return results
 
-    def _load_annotations(self) -> list[dict[str, Any]]:
-        """What is annotated, in the official format, with the file's own ids of categories."""
-        root = self._metadata.panoptic_root
+    @cached_property
+    def _records(self) -> dict[Any, dict[str, Any]]:
+        """Dataset dicts by image id."""
         records = load_coco_panoptic(
             self._metadata.panoptic_json,
             self._metadata.get("image_root", ""),
-            root,
+            self._metadata.panoptic_root,
             self._metadata.thing_dataset_id_to_contiguous_id,
             self._metadata.stuff_dataset_id_to_contiguous_id,
         )
-        annotations = []
-        for record in records:
-            if record["image_id"] in self._unusable:
-                continue
-            segments = [self._convert_category_id(dict(s)) for s in record["segments_info"]]
-            annotation = {"image_id": record["image_id"], "segments_info": segments}
-            annotation["file_name"] = os.path.relpath(record["pan_seg_file_name"], root)
-            if not all("area" in segment for segment in segments):
-                areas = _count_values(_read_ids(root, annotation))
-                for segment in segments:
-                    segment["area"] = areas.get(segment["id"], 0)
-            annotations.append(annotation)
-        return annotations
+        return {record["image_id"]: record for record in records}
 
     def _categories(self) -> dict[int, dict[str, Any]]:
         things = self._metadata.thing_dataset_id_to_contiguous_id
         every = {**self._metadata.stuff_dataset_id_to_contiguous_id, **things}
         return {own_id: {"id": own_id, "isthing": int(own_id in things)} for own_id in every}
 
-    def _headline_results(self, counter: _Counter, headline: list[int]) -> dict[str, float]:
+    def _headline_results(self, qualities: _Qualities, headline: list[int]) -> dict[str, float]:
         results, rows = {}, []
         for name, suffix, is_thing in _GROUPS:
-            average = counter.quality(headline, is_thing)
+            average = qualities.quality(headline, is_thing)
             for key in ("pq", "sq", "rq"):
                 results[f"{key.upper()}{suffix}"] = average[key]
             rows.append([name, *average.values()])
@@ -190,33 +194,29 @@ class RosePanopticEvaluator(COCOPanopticEvaluator):
         logger.info("Panoptic Evaluation Results:\n%s", table)
         return results
 
-    def _open_results(self, counter: _Counter, headline: list[int]) -> dict[str, float]:
+    def _open_results(self, qualities: _Qualities, headline: list[int]) -> dict[str, float]:
         metadata = self._metadata
         class_of_id = {
             **metadata.stuff_dataset_id_to_contiguous_id,
             **metadata.thing_dataset_id_to_contiguous_id,
         }
         check_similarity(self._similarity, len(set(class_of_id.values())))
-        credit = ClassCredit(self._similarity, class_of_id, counter.categories)
-        average = counter.quality(headline, credit=credit)
+        credit = ClassCredit(self._similarity, class_of_id, qualities.categories)
+        average = qualities.quality(headline, credit=credit)
         return {f"Open {key.upper()}": average[key] for key in ("pq", "sq", "rq")}
 
-    def _draw(self, panoptic_seg: torch.Tensor, segments_info: list[dict]) -> _Drawing:
-        """Only mapped segments with pixels, as PNG and in the keys the official format knows."""
-        ids = panoptic_seg.cpu().numpy().astype("<i4")  # a copy
-        present = set(np.unique(ids).tolist())
+    def _answer(
+        self, annotated_ids: np.ndarray, panoptic_seg: torch.Tensor, segments_info: list[dict]
+    ) -> _Answer:
+        """Only mapped segments with pixels, in the keys the official format knows."""
+        overlaps = count_overlaps(annotated_ids, panoptic_seg.cpu().numpy())
+        present = {guess for _, guess in overlaps}
         official = [
             {"id": s["id"], "category_id": s["category_id"], "isthing": bool(s["isthing"])}
             for s in segments_info
             if s["category_id"] >= 0 and s["id"] in present
         ]
-        for void in present - {segment["id"] for segment in official} - {0}:
-            ids[ids == void] = 0
-        colours = ids.view(np.uint8).reshape(*ids.shape, 4)[..., :3]  # little end first: R, G, B
-        with io.BytesIO() as out:
-            # Flat colours compress well at any level, and the fastest takes a tenth of the time.
-            Image.fromarray(np.ascontiguousarray(colours)).save(out, "PNG", compress_level=1)
-            return _Drawing(out.getvalue(), [self._convert_category_id(s) for s in official])
+        return _Answer([self._convert_category_id(s) for s in official], overlaps)
 
     def _write_headline(self, ordered: list[dict[str, Any]]) -> None:
         if not self._output_dir:
@@ -228,44 +228,39 @@ class RosePanopticEvaluator(COCOPanopticEvaluator):
             json.dump({**content, "annotations": entries}, file)
 
 
-class _Counter:
-    """Qualities of choices of one drawing per image, each choice counted once."""
+class _Qualities:
+    """Qualities of choices of one answer per image, each choice counted once."""
 
     def __init__(
         self,
         categories: dict[int, dict[str, Any]],
-        annotations: list[dict[str, Any]],
-        annotated_folder: str,
+        annotations: list[list[dict[str, Any]]],
         predictions: list[dict[str, Any]],
     ) -> None:
         self.categories = categories
         self._annotations = annotations
-        self._folder = annotated_folder
         self._predictions = predictions
-        self._counted: dict[tuple[bytes, bool], Any] = {}
+        self._counted: dict[tuple[bytes, bool], PQStat] = {}
 
     def quality(
-        self, choice: list[int], is_thing: bool | None = None, credit: ClassCredit | None = None
+        self, choice: list[int], is_thing: bool | None = None, credit: Credit = same_category
     ) -> dict[str, float]:
-        key = np.array(choice, dtype=np.int64).tobytes(), credit is not None
+        key = np.array(choice, dtype=np.int64).tobytes(), credit is same_category
         if key not in self._counted:
             self._counted[key] = self._count(choice, credit)
         return average_quality(self._counted[key], self.categories, is_thing)
 
-    def _count(self, choice: list[int], credit: ClassCredit | None) -> Any:
-        pairs: list[Pair] = []
-        with tempfile.TemporaryDirectory(prefix="panoptic_eval") as folder:
-            rows = zip(self._annotations, self._predictions, choice, strict=True)
-            for annotation, prediction, index in rows:
-                entry = _official_entry(prediction, index)
-                with open(os.path.join(folder, entry["file_name"]), "wb") as file:
-                    file.write(prediction["drawings"][index].png)
-                pairs.append((annotation, entry))
-            return count_segments(pairs, self._folder, folder, self.categories, credit)
+    def _count(self, choice: list[int], credit: Credit) -> PQStat:
+        stat = require("panopticapi.evaluation", "Panoptic quality").PQStat()
+        rows = zip(self._annotations, self._predictions, choice, strict=True)
+        for annotated, prediction, index in rows:
+            answer = prediction["answers"][index]
+            count_segments(stat, annotated, answer.segments_info, answer.overlaps, credit)
+        return stat
 
 
 def _official_entry(prediction: dict[str, Any], index: int) -> dict[str, Any]:
-    segments = [dict(segment) for segment in prediction["drawings"][index].segments_info]
+    segments = [dict(segment) for segment in prediction["answers"][index].segments_info]
     return {
         "image_id": prediction["image_id"],
         "file_name": prediction["file_name"],
@@ -300,44 +295,100 @@ class ClassCredit:
         return float(self._similarity[rows[predicted_id], rows[annotated_id]])
 
 
-def count_segments(
-    pairs: Sequence[Pair],
-    annotated_folder: str,
-    predicted_folder: str,
-    categories: Mapping[int, Mapping[str, Any]],
-    credit: ClassCredit | None = None,
-) -> PQStat:
-    """True positives, false positives, misses and IoU sums of every category.
+def count_overlaps(annotated_ids: np.ndarray, predicted_ids: np.ndarray) -> Overlaps:
+    """Pixels that each annotated segment shares with each predicted one.
 
     Args:
-        pairs: (annotated, predicted) entries of the panoptic format, one per image.
-        annotated_folder: of the annotated PNGs.
-        predicted_folder: of the predicted PNGs.
-        categories: the file's categories by id.
-        credit: None counts with panopticapi's own code; otherwise similar classes count in part,
-            see `open_mean_iou`.
+        annotated_ids: int (H, W) in [0, 2^24), 0 where nothing is annotated.
+        predicted_ids: int (H, W) likewise.
 
     Returns:
-        panopticapi's PQStat.
+        Pixels by (annotated id, predicted id), for all pairs that share any.
+
+    Raises:
+        ValueError: the maps differ in size.
     """
-    stat_class = require("panopticapi.evaluation", "Panoptic quality").PQStat
-    tasks = [pairs[i : i + _IMAGES_PER_TASK] for i in range(0, len(pairs), _IMAGES_PER_TASK)]
-    count = partial(
-        _count_official if credit is None else partial(_count_with_credit, credit=credit),
-        annotated_folder=annotated_folder,
-        predicted_folder=predicted_folder,
-        categories=categories,
-    )
-    total = stat_class()
-    workers = min(os.cpu_count() or 1, len(tasks))
-    if workers < 2:
-        for task in tasks:
-            total += count(task)
-        return total
-    with multiprocessing.Pool(workers) as pool:
-        for counted in pool.imap(count, tasks):
-            total += counted
-    return total
+    if annotated_ids.shape != predicted_ids.shape:
+        raise ValueError(
+            f"A map of segments has size (height, width) {predicted_ids.shape} but its annotated "
+            f"PNG {annotated_ids.shape}; the annotations belong to other images."
+        )
+    pairs = (annotated_ids.astype(np.int64) * _ID_OFFSET + predicted_ids).ravel()
+    # Neighbours are mostly equal: far fewer runs than pixels have to be sorted.
+    starts = np.flatnonzero(np.diff(pairs, prepend=-1))
+    values, index = np.unique(pairs[starts], return_inverse=True)
+    counts = np.bincount(index, np.diff(starts, append=len(pairs))).astype(np.int64)
+    keys = map(divmod, values.tolist(), itertools.repeat(_ID_OFFSET))
+    return dict(zip(keys, counts.tolist(), strict=True))
+
+
+def count_segments(
+    stat: PQStat,
+    annotated: Sequence[Mapping[str, Any]],
+    predicted: Sequence[Mapping[str, Any]],
+    overlaps: Overlaps,
+    credit: Credit = same_category,
+) -> None:
+    """Add one image's true positives, false positives, misses and IoU sums to a statistic.
+
+    With `same_category` it counts what panopticapi's `pq_compute_single_core` counts, without
+    drawing and reading a PNG; other credits count similar categories in part, see `open_mean_iou`.
+
+    Args:
+        stat: panopticapi's PQStat, updated.
+        annotated: segments_info of the panoptic format, with the file's own ids of categories;
+            "area" is counted where a segment lacks it.
+        predicted: likewise; "id" and "category_id" are enough.
+        overlaps: from `count_overlaps`.
+        credit: of a predicted category on an annotated one.
+    """
+    truths = {segment["id"]: segment for segment in annotated}
+    guesses = {segment["id"]: segment for segment in predicted}
+    areas: dict[int, int] = defaultdict(int)
+    for (_, guess), pixels in overlaps.items():
+        areas[guess] += pixels
+    granted: dict[int, float] = {}  # by annotated segment
+    earned: dict[int, float] = {}  # by predicted segment
+    for truth, guess, iou in _matches(truths, guesses, overlaps, areas):
+        category = truths[truth]["category_id"]
+        share = credit(guesses[guess]["category_id"], category)
+        stat[category].tp += share
+        stat[category].iou += share * iou
+        granted[truth] = earned[guess] = share
+    crowds = {}
+    for truth, segment in truths.items():
+        if segment["iscrowd"] == 1:
+            crowds[segment["category_id"]] = truth
+        else:
+            stat[segment["category_id"]].fn += 1 - granted.get(truth, 0.0)
+    for guess, segment in guesses.items():
+        ignored = overlaps.get((VOID, guess), 0)
+        if segment["category_id"] in crowds:
+            ignored += overlaps.get((crowds[segment["category_id"]], guess), 0)
+        if ignored / areas[guess] <= 0.5:
+            stat[segment["category_id"]].fp += 1 - earned.get(guess, 0.0)
+
+
+def _matches(
+    truths: Mapping[int, Mapping[str, Any]],
+    guesses: Mapping[int, Mapping[str, Any]],
+    overlaps: Overlaps,
+    areas: Mapping[int, int],
+) -> Iterator[tuple[int, int, float]]:
+    """Yield (annotated id, predicted id, IoU) above 0.5; pixels that nobody annotated do not count.
+
+    `areas` are those of the predicted segments.
+    """
+    annotated_areas: dict[int, int] = defaultdict(int)
+    for (truth, _), pixels in overlaps.items():
+        annotated_areas[truth] += pixels
+    for (truth, guess), pixels in overlaps.items():
+        if truth not in truths or guess not in guesses or truths[truth]["iscrowd"] == 1:
+            continue
+        area = truths[truth].get("area", annotated_areas[truth])
+        union = areas[guess] + area - pixels - overlaps.get((VOID, guess), 0)
+        if pixels / union > 0.5:
+            yield truth, guess, pixels / union
 
 
 def average_quality(
@@ -358,75 +409,3 @@ def average_quality(
     except ZeroDivisionError:  # panopticapi divides by the number of categories it found
         return {**dict.fromkeys(("pq", "sq", "rq"), float("nan")), "n": 0}
     return {**{k: float(100 * average[k]) for k in ("pq", "sq", "rq")}, "n": average["n"]}
-
-
-def _count_official(task: Sequence[Pair], **where: Any) -> PQStat:
-    from panopticapi.evaluation import pq_compute_single_core
-
-    folders = where["annotated_folder"], where["predicted_folder"]
-    with contextlib.redirect_stdout(io.StringIO()):
-        return pq_compute_single_core(0, task, *folders, where["categories"])
-
-
-def _count_with_credit(task: Sequence[Pair], *, credit: ClassCredit, **where: Any) -> PQStat:
-    from panopticapi.evaluation import PQStat
-
-    stat = PQStat()
-    for annotated, predicted in task:
-        annotated_ids = _read_ids(where["annotated_folder"], annotated)
-        predicted_ids = _read_ids(where["predicted_folder"], predicted)
-        _count_image(stat, annotated, predicted, annotated_ids, predicted_ids, credit)
-    return stat
-
-
-def _count_image(
-    stat: PQStat,
-    annotated: dict[str, Any],
-    predicted: dict[str, Any],
-    annotated_ids: np.ndarray,
-    predicted_ids: np.ndarray,
-    credit: ClassCredit,
-) -> None:
-    truths = {segment["id"]: segment for segment in annotated["segments_info"]}
-    guesses = {segment["id"]: segment for segment in predicted["segments_info"]}
-    areas = _count_values(predicted_ids)
-    shared = {
-        divmod(pair, _ID_OFFSET): pixels
-        for pair, pixels in _count_values(annotated_ids * _ID_OFFSET + predicted_ids).items()
-    }
-    granted: dict[int, float] = {}  # by annotated segment
-    earned: dict[int, float] = {}  # by predicted segment
-    for (truth, guess), pixels in shared.items():
-        if truth not in truths or guess not in guesses or truths[truth]["iscrowd"] == 1:
-            continue
-        union = areas[guess] + truths[truth]["area"] - pixels - shared.get((VOID, guess), 0)
-        if pixels / union <= 0.5:
-            continue
-        category = truths[truth]["category_id"]
-        share = credit(guesses[guess]["category_id"], category)
-        stat[category].tp += share
-        stat[category].iou += share * (pixels / union)
-        granted[truth] = earned[guess] = share
-    crowds = {}
-    for truth, segment in truths.items():
-        if segment["iscrowd"] == 1:
-            crowds[segment["category_id"]] = truth
-        else:
-            stat[segment["category_id"]].fn += 1 - granted.get(truth, 0.0)
-    for guess, segment in guesses.items():
-        ignored = shared.get((VOID, guess), 0)
-        if segment["category_id"] in crowds:
-            ignored += shared.get((crowds[segment["category_id"]], guess), 0)
-        if ignored / areas[guess] <= 0.5:
-            stat[segment["category_id"]].fp += 1 - earned.get(guess, 0.0)
-
-
-def _read_ids(folder: str, entry: dict[str, Any]) -> np.ndarray:
-    """Segment ids of a panoptic PNG, int64 (H, W)."""
-    with Image.open(os.path.join(folder, entry["file_name"])) as image:
-        return colours_to_ids(np.asarray(image, dtype=np.int64))
-
-
-def _count_values(array: np.ndarray) -> dict[int, int]:
-    values, counts = np.unique(array, return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))

@@ -331,8 +331,8 @@ def best_labels(sem_seg: Tensor) -> Tensor:
     """
     channels = (sem_seg.flatten(1).amax(dim=1) > 0).nonzero().flatten()
     if len(channels) == 0:
-        return sem_seg.argmax(dim=0).to(torch.int16)
-    return channels[sem_seg[channels].argmax(dim=0)].to(torch.int16)
+        return sem_seg.max(dim=0).indices.to(torch.int16)
+    return channels[sem_seg[channels].max(dim=0).indices].to(torch.int16)
 
 
 def _encode_levels(levels: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
@@ -36,10 +35,12 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     codes: list[dict[str, Any]] = []
     at_once = max(1, _PIXELS_AT_ONCE // max(1, math.prod(masks.shape[1:])))
     for start in range(0, len(masks), at_once):
-        # The code runs down the columns: turned on their side together, masks need no copy each.
-        turned = torch.stack([mask.T for mask in masks[start : start + at_once]])  # (n, W, H)
-        columns = turned.cpu().numpy().view(np.uint8).transpose(2, 1, 0)
-        codes += [_as_text(code) for code in coco_mask.encode(columns)]
+        drawn = masks[start : start + at_once]
+        # The code runs down the columns: turned on their side, masks need no copy each.
+        turned = np.empty((len(drawn), *masks.shape[:0:-1]), dtype=np.uint8)  # (n, W, H)
+        for mask, into in zip(drawn, turned, strict=True):
+            cv2.transpose(mask.cpu().numpy().view(np.uint8), dst=into)
+        codes += [_as_text(code) for code in coco_mask.encode(turned.transpose(2, 1, 0))]
     return codes
 
 
