@@ -59,7 +59,8 @@ class Run:
 
     Attributes:
         row: its config's name.
-        commands: that train and then evaluate it.
+        command: that repeats it.
+        commands: that train and then evaluate it here.
         folder: where to.
         config_hash: of the config with its seed.
         iterations: of the training.
@@ -67,6 +68,7 @@ class Run:
     """
 
     row: str
+    command: str
     commands: tuple[list[str], list[str]]
     folder: Path
     config_hash: str
@@ -174,15 +176,16 @@ def plan(args: argparse.Namespace) -> list[Run]:
                 "train_net.py",
                 *("--config-file", str(config.relative_to(ROOT))),
                 *("--num-gpus", str(args.num_gpus)),
-                "--resume",
             ]
+            command = shlex.join(["python", *program, *options])
+            program += ["--resume"]
             options += ["OUTPUT_DIR", str(place.resolve())]
             commands = (
                 [*program, *options, "DATASETS.TEST", "()"],
                 [*program, "--eval-only", *options],
             )
-            steps = cfg.SOLVER.MAX_ITER
-            runs.append(Run(row.config, commands, place, digest, steps, kept.get(digest, {})))
+            steps, entry = cfg.SOLVER.MAX_ITER, kept.get(digest, {})
+            runs.append(Run(row.config, command, commands, place, digest, steps, entry))
     return runs
 
 
@@ -235,9 +238,9 @@ def write_table(args: argparse.Namespace, runs: Sequence[Run]) -> None:
         {
             "row": run.row,
             "config_hash": run.config_hash,
-            "command": shlex.join(["python", *run.commands[0]]),
+            "command": run.command,
             "commit": run.kept.get("commit") or commit(),
-            "results": run.results,
+            "results": _without_classes(run.results),
             "by_count": run.by_count,
         }
         for run in runs
@@ -245,6 +248,17 @@ def write_table(args: argparse.Namespace, runs: Sequence[Run]) -> None:
     ]
     content = {"table": args.table, "small": args.small, "runs": entries}
     write_text(args.output / f"{args.table}.json", json.dumps(content, indent=1) + "\n")
+
+
+def _without_classes(results: dict) -> dict:
+    """Metrics of whole datasets, without those of single classes ("AP-dog")."""
+    return {
+        dataset: {
+            task: {name: value for name, value in metrics.items() if "-" not in name}
+            for task, metrics in tasks.items()
+        }
+        for dataset, tasks in results.items()
+    }
 
 
 def measure_by_count(run: Run, scenes: Path) -> None:

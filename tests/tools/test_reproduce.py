@@ -16,6 +16,7 @@ RESULTS = {
     "clipart_sem_seg_val": {"sem_seg": {"mIoU": 40.0}},
     "clipart_instance_val": {"segm": {"AP": 30.0, "AP50": 50.0, "AP75": 31.0}},
 }
+WITH_CLASSES = {"sem_seg": {"mIoU": 40.0, "IoU-dog": 10.0}}
 # Stands for a training, which counts to three or fails in the second step, and an evaluation.
 STAND_IN = """
 import json, pathlib, sys
@@ -43,7 +44,7 @@ def tool(monkeypatch, tmp_path):
 def stand_in(tool, monkeypatch, tmp_path):
     """Trainings are the stand-in; returns the rows that were trained, and a row that fails."""
     script = tmp_path / "stand_in.py"
-    script.write_text(STAND_IN % repr(RESULTS))
+    script.write_text(STAND_IN % repr({**RESULTS, "clipart_sem_seg_val": WITH_CLASSES}))
     started, failing = [], set()
     plan, train = tool.plan, tool.train
 
@@ -100,7 +101,9 @@ def test_what_is_done_is_not_run_again(tool, stand_in, tmp_path, capsys):
     assert tool.main(arguments) == 0
     assert started == ["table4_3x3"]
     assert "| 2 x 2 | 40.0 | 30.0 | 50.0 | 31.0 | 1 | 43.0 |" in capsys.readouterr().out
-    content = json.loads((tmp_path / "out" / "table4.json").read_text())
+    written = (tmp_path / "out" / "table4.json").read_text()
+    content = json.loads(written)
+    assert str(tmp_path) not in written and "IoU-dog" not in written
     assert [run["results"] for run in content["runs"]] == [RESULTS] * 3
     assert len({run["config_hash"] for run in content["runs"]}) == 3
     # The models may go.
@@ -112,7 +115,7 @@ def test_what_is_done_is_not_run_again(tool, stand_in, tmp_path, capsys):
 
 
 def test_progress_is_counted_in_steps(tool, tmp_path):
-    run = tool.Run("row", ([], []), tmp_path, "", 4)
+    run = tool.Run("row", "", ([], []), tmp_path, "", 4)
     assert run.progress == 0
     (tmp_path / "metrics.json").write_text('{"iteration": 1}\n{"iteration": 2}\n')
     assert run.progress == 2
