@@ -11,9 +11,9 @@ docs/paper.md says what each is about.
 An interrupted command is continued by typing it again: runs that are done are skipped, the others
 go on from their last checkpoint. Equal models of two tables are trained once. The table is written
 after every run, to OUTPUT/TABLE.md; OUTPUT/TABLE.json holds the results of every run with commit,
-config hash and command. A run that stands there is done, even if its folder in OUTPUT/models is
-gone. Of table3 --small, OUTPUT/table3.png draws masks, names and passes of the language model
-against the number of objects in an image.
+config hash and command. A run that stands in a table is done for all of them, even if its folder
+in OUTPUT/models is gone. Of table3 --small, OUTPUT/table3.png draws masks, names and passes of the
+language model against the number of objects in an image.
 """
 
 import argparse
@@ -161,9 +161,9 @@ def reproduce(args: argparse.Namespace) -> None:
 def plan(args: argparse.Namespace) -> list[Run]:
     """All runs of a table, seed by seed, so that a whole table is there early."""
     folder = ROOT / "configs" / "ablations" / ("small" if args.small else ".")
-    written = args.output / f"{args.table}.json"
-    entries = json.loads(written.read_text())["runs"] if written.is_file() else []
-    kept = {entry["config_hash"]: entry for entry in entries}
+    written = [args.output / f"{table}.json" for table in paper_tables()]
+    tables = [json.loads(path.read_text()) for path in written if path.is_file()]
+    kept = {entry["config_hash"]: entry for table in tables for entry in table["runs"]}
     runs = []
     for seed in range(1, args.seeds + 1):
         for row in paper_tables()[args.table].rows:

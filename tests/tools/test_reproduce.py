@@ -112,6 +112,9 @@ def test_what_is_done_is_not_run_again(tool, stand_in, tmp_path, capsys):
     assert tool.main(arguments) == 0
     assert started == []
     assert json.loads((tmp_path / "out" / "table4.json").read_text()) == content
+    # One model of two tables.
+    tables = tool.parse_args(["table3", *arguments[1:]])
+    assert [run.row for run in tool.plan(tables) if run.results] == ["table3_patch"]
 
 
 def test_progress_is_counted_in_steps(tool, tmp_path):
